@@ -1,0 +1,1 @@
+"""A tiny real virtual machine to try everything on."""

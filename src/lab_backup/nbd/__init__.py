@@ -1,0 +1,1 @@
+"""The NBD protocol: our client, and the qemu-nbd processes that it talks to."""

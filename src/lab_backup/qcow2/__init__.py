@@ -1,0 +1,1 @@
+"""The qcow2 format, as far as writing a new image needs it."""

@@ -1,0 +1,1 @@
+"""The engine: chunks, packs, index, manifests, and what keeps them safe."""

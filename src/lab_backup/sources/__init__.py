@@ -1,0 +1,1 @@
+"""What can be backed up: virtual machines on libvirt, and disk images."""

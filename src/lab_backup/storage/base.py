@@ -1,0 +1,159 @@
+"""The contract of an object store. Its words are what `tests/contract/test_storage.py` checks on every backend.
+
+A store maps paths to immutable-by-convention byte strings. A *path* is relative, of `/`-separated parts made of
+`A-Z a-z 0-9 . _ -`, no part empty, `.` or `..`, and no part starts with a dot; every method raises InvalidPathError for anything else, before
+it touches the store.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from lab_backup.blocks import Buffer
+from lab_backup.errors import AccessDeniedError, LabBackupError, NotFoundError
+
+_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+MAX_PATH = 512  # characters; far below what S3 (1024 bytes), SMB and POSIX accept
+
+
+class StorageError(LabBackupError):
+    """The store cannot do what was asked, and the same call will fail again."""
+
+
+class InvalidPathError(StorageError):
+    """The path is not one that a store may hold. Nothing was touched."""
+
+
+class ObjectNotFoundError(StorageError, NotFoundError):
+    """There is no object of that name. Never raised for an unreachable store."""
+
+
+class ObjectExistsError(StorageError):
+    """`create` found an object under that name; it was left as it was."""
+
+
+class StorageAccessError(StorageError, AccessDeniedError):
+    """The store refuses: permissions or credentials."""
+
+
+class NoSpaceError(StorageError):
+    """The store is full, or a quota is used up. The object does not exist under its final name."""
+
+
+class TransientStorageError(StorageError):
+    """The call failed for a reason that may pass: the same call may be made again."""
+
+
+class ObjectInfo(NamedTuple):
+    """What a store knows of an object: its path, size in bytes, and when it was last written, by the store's clock (UTC)."""
+
+    path: str
+    size: int
+    modified: datetime
+
+
+class Usage(NamedTuple):
+    """Bytes of the whole store. `total` and `free` are None where a store has no limit that it tells."""
+
+    total: int | None
+    used: int
+    free: int | None
+
+
+def check_path(path: str, *, prefix: bool = False) -> str:
+    """Return `path` if it is one that a store may hold (or, with `prefix`, a folder's path or ""), else raise InvalidPathError."""
+    if prefix and path == "":
+        return path
+    if len(path) > MAX_PATH or not all(_PART.fullmatch(part) for part in path.split("/")):
+        raise InvalidPathError(f"{path[:MAX_PATH]!r} is not a path that a storage may hold")
+    return path
+
+
+class StorageBackend(ABC):
+    """An object store. Thread-safe: any number of threads may call any method at once.
+
+    Objects are whole or absent: no reader, however it is timed and whatever is killed, sees part of an object under
+    its name. A call that raises TransientStorageError may be repeated; all calls are idempotent, `create` with the
+    exception that its repetition may find its own object.
+    """
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """The store's address without any secret, for messages."""
+
+    @property
+    @abstractmethod
+    def concurrency(self) -> int:
+        """How many uploads or downloads at once keep this store busy."""
+
+    @abstractmethod
+    def upload(self, path: str, data: Buffer, metadata: Mapping[str, str] | None = None) -> None:
+        """Store `data` under `path`, replacing what is there. Durable when it returns.
+
+        `metadata` is advisory, for people who look at the store with other tools; nothing reads it back.
+        Raises NoSpaceError, StorageAccessError, TransientStorageError.
+        """
+
+    @abstractmethod
+    def create(self, path: str, data: Buffer) -> None:
+        """Store `data` under `path` if there is nothing, else raise ObjectExistsError. Durable when it returns.
+
+        Of several concurrent callers at most one succeeds, where the store can promise that (`atomic_create`).
+        """
+
+    @property
+    def atomic_create(self) -> bool:
+        """Whether `create` is one atomic step, or a look followed by an upload."""
+        return True
+
+    @abstractmethod
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return `length` bytes of the object from `offset` (all the rest if None).
+
+        Returns fewer bytes only where the object ends before. Raises ObjectNotFoundError.
+        """
+
+    def download(self, path: str, destination: Path) -> None:
+        """Write the object to the new file `destination`. Raises FileExistsError where it is there already."""
+        info = self.stat(path)
+        with destination.open("xb") as file:
+            at = 0
+            while at < info.size:
+                part = self.read(path, at, 8 * 1024 * 1024)
+                if not part:
+                    raise TransientStorageError(f"{path} on {self.url} became shorter while it was read")
+                file.write(part)
+                at += len(part)
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove the object. Durable when it returns; no error where there is none."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Return all objects in the folder `prefix` and below it, in no order.
+
+        Objects written or deleted meanwhile may be there or not; all others are. An empty or missing folder yields
+        nothing. Leftovers of interrupted uploads, and files that no store could have written, are not listed.
+        """
+
+    @abstractmethod
+    def stat(self, path: str) -> ObjectInfo:
+        """Return size and time of the object. Raises ObjectNotFoundError."""
+
+    @abstractmethod
+    def get_usage(self) -> Usage:
+        """Return the space of the store."""
+
+    def clean_temporary(self, older_than_seconds: float) -> int:
+        """Remove leftovers of uploads that were interrupted longer ago than that; return how many there were."""
+        del older_than_seconds
+        return 0
+
+    def close(self) -> None:
+        """Let go of connections; may be called several times."""
+        return
