@@ -1,8 +1,8 @@
 """The contract of an object store. Its words are what `tests/contract/test_storage.py` checks on every backend.
 
-A store maps paths to immutable-by-convention byte strings. A *path* is relative, of `/`-separated parts made of
-`A-Z a-z 0-9 . _ -`, no part empty, `.` or `..`, and no part starts with a dot; every method raises InvalidPathError for anything else, before
-it touches the store.
+A store maps paths to byte strings that by convention never change. A *path* is relative, of `/`-separated parts made
+of `A-Z a-z 0-9 . _ -`, none empty and none with a leading dot; every method raises InvalidPathError for anything else,
+before it touches the store. One path is never the folder of another: `a` and `a/b` cannot both be objects.
 """
 
 import re
@@ -27,6 +27,10 @@ class InvalidPathError(StorageError):
     """The path is not one that a store may hold. Nothing was touched."""
 
 
+class StorageNotFoundError(StorageError, NotFoundError):
+    """There is no store at the address, or it vanished while it was open."""
+
+
 class ObjectNotFoundError(StorageError, NotFoundError):
     """There is no object of that name. Never raised for an unreachable store."""
 
@@ -40,7 +44,7 @@ class StorageAccessError(StorageError, AccessDeniedError):
 
 
 class NoSpaceError(StorageError):
-    """The store is full, or a quota is used up. The object does not exist under its final name."""
+    """The store is full, or a quota is used up. Under the object's name is what was there before."""
 
 
 class TransientStorageError(StorageError):
@@ -114,7 +118,8 @@ class StorageBackend(ABC):
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return `length` bytes of the object from `offset` (all the rest if None).
 
-        Returns fewer bytes only where the object ends before. Raises ObjectNotFoundError.
+        Returns fewer bytes only where the object ends before, so none at all from its end on. Raises
+        ObjectNotFoundError; ValueError where `offset` or `length` is negative.
         """
 
     def download(self, path: str, destination: Path) -> None:
