@@ -7,6 +7,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from lab_backup.errors import UsageError
 from lab_backup.storage.base import StorageBackend
 from lab_backup.storage.local import LocalStorage
+from lab_backup.storage.retry import RetryingStorage
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(file):(?=/)", re.IGNORECASE)
 _KNOWN = "a path such as /srv/backups, or file:///srv/backups"
@@ -16,10 +17,10 @@ def open_storage(url: str, *, create: bool = False) -> StorageBackend:
     """Open the store at `url`: a path, absolute or relative to the working directory, or a `file:` URL (RFC 8089).
 
     With `create`, make its folder where there is none; the folder above must exist. A store that holds something
-    already is opened as it is. Raises UsageError for an address that is none, StorageNotFoundError, StorageAccessError.
+    already is opened as it is. Passing failures (a file server that restarts) are waited out. Raises UsageError for an address that is none, StorageNotFoundError, StorageAccessError.
     """
     path = local_path(url)
-    return LocalStorage.create_root(path) if create else LocalStorage(path)
+    return RetryingStorage(LocalStorage.create_root(path) if create else LocalStorage(path))
 
 
 def local_path(url: str) -> Path:

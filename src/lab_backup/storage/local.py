@@ -123,8 +123,15 @@ class LocalStorage(StorageBackend):
         """Return `length` bytes of the object from `offset`; a negative one is a mistake of the caller's."""
         if offset < 0 or (length is not None and length < 0):
             raise ValueError("offset and length must not be negative")
-        with self._errors(path), self._folder_of(path) as (folder, name):
-            file = os.open(name, _READ, dir_fd=folder)
+        check_path(path)
+        folder_path, _, name = path.rpartition("/")
+        # Restores read thousands of ranges a second: a context manager's overhead is a third of the call.
+        try:
+            folder = self._open_folder(folder_path)
+            try:
+                file = os.open(name, _READ, dir_fd=folder)
+            finally:
+                os.close(folder)
             try:
                 status = os.fstat(file)
                 self._check_regular(status, path)
@@ -132,6 +139,8 @@ class LocalStorage(StorageBackend):
                 return _pread(file, offset, rest if length is None else min(length, rest))
             finally:
                 os.close(file)
+        except OSError as error:
+            raise self._error(error, path) from error
 
     def delete(self, path: str) -> None:
         """Remove the object and sync its folder, also where it is gone already: an earlier sync may have failed."""
@@ -214,15 +223,18 @@ class LocalStorage(StorageBackend):
         finally:
             os.close(folder)
 
-    def _open_folder(self, path: str, *, make: bool) -> int:
-        at = os.dup(self._root)
+    def _open_folder(self, path: str, *, make: bool = False) -> int:
+        at = root = self._root
+        if not path:
+            return os.dup(root)
         seen = ""
-        for part in path.split("/") if path else ():
+        for part in path.split("/"):
             seen = f"{seen}/{part}" if seen else part
             try:
                 below = self._open_below(at, part, seen, make=make)
             finally:
-                os.close(at)
+                if at != root:
+                    os.close(at)
             at = below
         return at
 
@@ -256,7 +268,7 @@ class LocalStorage(StorageBackend):
 
     def _list_folder(self, path: str, pending: deque[str]) -> Iterator[ObjectInfo]:
         try:
-            folder = self._open_folder(path, make=False)
+            folder = self._open_folder(path)
         except (FileNotFoundError, NotADirectoryError):
             self._check_root()
             return
@@ -301,13 +313,16 @@ class LocalStorage(StorageBackend):
     def _errors(self, path: str) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError) as error:
-            self._check_root()
-            raise ObjectNotFoundError(f"there is no {path} in {self._path}") from error
         except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise self._link_error(path) from error
-            raise _translated(error, f"{path} in {self._path}" if path else str(self._path)) from error
+            raise self._error(error, path) from error
+
+    def _error(self, error: OSError, path: str) -> StorageError:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            self._check_root()
+            return ObjectNotFoundError(f"there is no {path} in {self._path}")
+        if error.errno == errno.ELOOP:
+            return self._link_error(path)
+        return _translated(error, f"{path} in {self._path}" if path else str(self._path))
 
 
 @contextmanager
