@@ -1,0 +1,170 @@
+"""The backups in a repository: listing, finding, marking, removing manifests."""
+
+import re
+from typing import NamedTuple
+
+import msgspec
+
+from lab_backup.errors import AmbiguousError, UsageError
+from lab_backup.repository import manifest as manifests
+from lab_backup.repository import marks
+from lab_backup.repository.envelope import Kind
+from lab_backup.repository.errors import BackupNotFoundError, DamagedError
+from lab_backup.repository.manifest import Manifest
+from lab_backup.repository.marks import Mark, MarkKind, State, StoredMark, Verification
+from lab_backup.repository.repository import Repository
+from lab_backup.storage.base import ObjectNotFoundError
+
+MIN_PREFIX = 4  # hexadecimal characters of an id that a person may abbreviate it to
+
+
+class Backup(NamedTuple):
+    """A backup: its manifest, what holds about it now, and the SHA-256 of its manifest."""
+
+    manifest: Manifest
+    state: State
+    checksum: str
+
+    @property
+    def id(self) -> str:
+        """The backup's id, 32 hexadecimal characters."""
+        return self.manifest.backup
+
+
+class Backups:
+    """All backups of one repository. Each call looks at the storage; nothing is remembered but immutable objects."""
+
+    def __init__(self, repository: Repository) -> None:
+        """Look into `repository`."""
+        self._repository = repository
+        self.damaged: dict[str, DamagedError] = {}  # object paths that the last listing could not read
+
+    def all(self) -> list[Backup]:
+        """Return every readable backup, oldest first; what is not readable is left in `damaged`."""
+        self.damaged = {}
+        paths = {info.path for info in self._repository.storage.list(manifests.PREFIX)}
+        found = {}
+        for path, payload in self._repository.read_cached(Kind.MANIFEST, manifests.PREFIX, paths):
+            try:
+                found[path] = self._decode(path, payload)
+            except DamagedError as error:
+                self.damaged[path] = error
+        states = self._states()
+        backups = [
+            Backup(manifest, states.get(manifest.backup, State()), checksum) for manifest, checksum in found.values()
+        ]
+        return sorted(backups, key=lambda backup: (backup.manifest.when, backup.id))
+
+    def _decode(self, path: str, payload: bytes | DamagedError) -> tuple[Manifest, str]:
+        if isinstance(payload, DamagedError):
+            raise payload
+        backup_id = path.removeprefix(f"{manifests.PREFIX}/")
+        return manifests.decode(payload, backup_id, self._repository.config.id), manifests.checksum(payload)
+
+    def _states(self) -> dict[str, State]:
+        grouped: dict[str, list[StoredMark]] = {}
+        infos = {info.path: info for info in self._repository.storage.list(marks.PREFIX)}
+        for path, payload in self._repository.read_cached(Kind.MARK, marks.PREFIX, set(infos)):
+            try:
+                if isinstance(payload, DamagedError):
+                    raise payload
+                mark = marks.decode(payload, path)
+            except DamagedError as error:
+                self.damaged[path] = error
+                continue
+            grouped.setdefault(mark.backup, []).append(StoredMark(path=path, mark=mark, modified=infos[path].modified))
+        return {backup_id: marks.fold(stored) for backup_id, stored in grouped.items()}
+
+    def marks(self, backup_id: str) -> list[StoredMark]:
+        """Return the readable marks of one backup."""
+        infos = {info.path: info for info in self._repository.storage.list(f"{marks.PREFIX}/{backup_id}")}
+        stored = []
+        for path, info in infos.items():
+            try:
+                mark = marks.decode(self._repository.get_object(Kind.MARK, path), path)
+            except (DamagedError, ObjectNotFoundError):
+                continue
+            stored.append(StoredMark(path=path, mark=mark, modified=info.modified))
+        return stored
+
+    def exists(self, backup_id: str) -> bool:
+        """Whether the backup's manifest is in the storage at this moment."""
+        try:
+            self._repository.storage.stat(manifests.path(backup_id))
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def latest(self, kind: str, source_id: str) -> Backup | None:
+        """Return the newest backup of a source that is not marked as deleted, or None."""
+        fitting = [
+            backup
+            for backup in self.all()
+            if backup.manifest.source.kind == kind
+            and backup.manifest.source.id == source_id
+            and backup.state.deleted is None
+        ]
+        return fitting[-1] if fitting else None
+
+    def find(self, spec: str) -> Backup:
+        """Return the backup that `spec` names: an id, a prefix of one, `latest:NAME` or `latest:KIND/NAME`.
+
+        A source's id may stand in place of its name. Raises BackupNotFoundError, AmbiguousError, UsageError.
+        """
+        backups = self.all()
+        if spec.startswith("latest:"):
+            return self._latest_named(spec.removeprefix("latest:"), backups)
+        if not re.fullmatch(r"[0-9a-f]{%d,32}" % MIN_PREFIX, spec):
+            raise UsageError(
+                f"{spec!r} is not a backup",
+                hint=f"give an id, at least {MIN_PREFIX} characters of one, or latest:vm/NAME",
+            )
+        fitting = [backup for backup in backups if backup.id.startswith(spec)]
+        if not fitting:
+            broken = [path for path in self.damaged if path.startswith(f"{manifests.PREFIX}/{spec}")]
+            if broken:
+                raise self.damaged[broken[0]]
+            raise BackupNotFoundError(f"there is no backup {spec}", hint="see: lab-backup list")
+        if len(fitting) > 1:
+            raise AmbiguousError(
+                f"{spec} fits {len(fitting)} backups: {', '.join(backup.id for backup in fitting[:8])}",
+                hint="give more characters",
+            )
+        return fitting[0]
+
+    @staticmethod
+    def _latest_named(name: str, backups: list[Backup]) -> Backup:
+        kind, _, rest = name.partition("/")
+        fitting = []
+        for backup in backups:
+            source = backup.manifest.source
+            plain = name in {source.name, source.id}
+            if backup.state.deleted is None and (plain or (kind == source.kind and rest in {source.name, source.id})):
+                fitting.append(backup)
+        sources = {(backup.manifest.source.kind, backup.manifest.source.id) for backup in fitting}
+        if not fitting:
+            raise BackupNotFoundError(f"there is no backup of {name}", hint="see: lab-backup list")
+        if len(sources) > 1:
+            raise AmbiguousError(
+                f"{name} is the name of several sources: {', '.join(f'latest:{kind}/{identity}' for kind, identity in sorted(sources))}",
+                hint="use one of these",
+            )
+        return fitting[-1]
+
+    def mark(
+        self, backup_id: str, kind: MarkKind, value: bool | list[str] | Verification, *, time: str, by: str = ""
+    ) -> None:
+        """Record a statement about a backup, durably; it overrules earlier ones of its kind, which then go."""
+        existing = self.marks(backup_id)
+        path = marks.new_path(backup_id, existing)
+        payload = msgspec.json.encode(Mark(backup=backup_id, kind=kind, value=value, time=time, by=by))
+        self._repository.storage_full_safe(lambda: self._repository.put_object(Kind.MARK, path, payload))
+        for stored in existing:
+            if stored.mark.kind == kind:
+                self._repository.storage.delete(stored.path)
+
+    def remove(self, backup_id: str) -> None:
+        """Delete the manifest, then its marks. What it refers to is garbage from then on."""
+        self._repository.storage.delete(manifests.path(backup_id))
+        for info in list(self._repository.storage.list(f"{marks.PREFIX}/{backup_id}")):
+            self._repository.storage.delete(info.path)

@@ -1,0 +1,178 @@
+"""The repository's keys, and the slots that wrap them.
+
+The root of all keys is 64 random bytes: a *master* key, from which the keys for data, tree nodes and metadata are
+derived (HKDF-SHA256, RFC 5869), and an *identity* key for chunk ids, kept apart so that another repository may share the ids
+without sharing a key that decrypts. A slot wraps these 64 bytes under a passphrase (Argon2id, RFC 9106).
+`docs/format/keys.md` is the normative description.
+"""
+
+import base64
+import hashlib
+import os
+import re
+import secrets
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from lab_backup.errors import UsageError
+from lab_backup.repository.errors import DamagedError, WrongKeyError
+
+KEY = 32  # bytes of every symmetric key here
+RECOVERY_PREFIX = "LABKEY1-"
+
+# RFC 9106's second recommended option: 64 MiB, three passes. 0.1 to 0.25 s on one core.
+MEMORY_KIB = 64 * 1024
+ITERATIONS = 3
+LANES = 4
+# What a slot may ask of us; a forged one could otherwise take all memory.
+MAX_MEMORY_KIB = 1024 * 1024
+MAX_ITERATIONS = 64
+MAX_LANES = 64
+
+
+def derive(key: bytes, purpose: str, *, salt: bytes = b"") -> bytes:
+    """Return the 32-byte key for `purpose` (HKDF-SHA256; `salt` makes it one of many)."""
+    return HKDF(algorithm=SHA256(), length=KEY, salt=salt, info=f"lab-backup/1/{purpose}".encode()).derive(key)
+
+
+@dataclass(frozen=True, slots=False)
+class RepositoryKeys:
+    """All keys of an open repository. Never logged: `repr` shows nothing."""
+
+    master: bytes = field(repr=False)
+    identity: bytes = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> "RepositoryKeys":
+        """Return fresh random keys."""
+        return cls(os.urandom(KEY), os.urandom(KEY))
+
+    @cached_property
+    def chunk_id(self) -> bytes:
+        """The key of chunk ids."""
+        return derive(self.identity, "chunk id")
+
+    @cached_property
+    def node_id(self) -> bytes:
+        """The key of tree node ids, apart from chunk ids so that neither can be passed off as the other."""
+        return derive(self.identity, "node id")
+
+    @cached_property
+    def data(self) -> bytes:
+        """Wraps the keys of data packs."""
+        return derive(self.master, "data")
+
+    @cached_property
+    def tree(self) -> bytes:
+        """Wraps the keys of tree packs."""
+        return derive(self.master, "tree")
+
+    @cached_property
+    def metadata(self) -> bytes:
+        """Root of the keys of index objects, manifests, marks and the like."""
+        return derive(self.master, "metadata")
+
+    def recovery_key(self) -> str:
+        """Return the keys as text for a recovery sheet: groups of five base32 characters, with a checksum."""
+        raw = self.master + self.identity
+        text = base64.b32encode(raw + hashlib.sha256(raw).digest()[:6]).decode().rstrip("=")
+        return RECOVERY_PREFIX + "-".join(text[at : at + 5] for at in range(0, len(text), 5))
+
+    @classmethod
+    def from_recovery_key(cls, text: str) -> "RepositoryKeys":
+        """Return the keys that `recovery_key` wrote. Case, spaces, dashes and line breaks do not matter.
+
+        Raises WrongKeyError where a character is wrong.
+        """
+        compact = re.sub(r"[\s-]", "", text.upper()).removeprefix(RECOVERY_PREFIX.replace("-", ""))
+        try:
+            raw = base64.b32decode(compact + "=" * (-len(compact) % 8))
+        except ValueError as error:
+            raise WrongKeyError(
+                "the recovery key has a character that cannot be", hint="0, 1, 8 and 9 never appear in it"
+            ) from error
+        if len(raw) != 2 * KEY + 6 or hashlib.sha256(raw[:-6]).digest()[:6] != raw[-6:]:
+            raise WrongKeyError(
+                "the recovery key is incomplete or has a typing error", hint="compare it with the sheet, group by group"
+            )
+        return cls(raw[:KEY], raw[KEY : 2 * KEY])
+
+
+class KeySlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One way to open the repository, as stored in `keys/<id>`; JSON, readable without any key."""
+
+    version: int
+    id: str
+    kind: Literal["argon2id", "plain"]
+    label: str
+    created: str
+    wrapped: bytes
+    salt: bytes = b""
+    nonce: bytes = b""
+    memory_kib: int = 0
+    iterations: int = 0
+    lanes: int = 0
+
+    def _associated(self, repository_id: str) -> bytes:
+        fixed = (self.version, self.id, self.kind, self.memory_kib, self.iterations, self.lanes, self.salt.hex())
+        return f"lab-backup/1/slot/{repository_id}/{'/'.join(map(str, fixed))}".encode()
+
+    def _wrapping_key(self, passphrase: str) -> bytes:
+        if not (
+            0 < self.memory_kib <= MAX_MEMORY_KIB
+            and 0 < self.iterations <= MAX_ITERATIONS
+            and 0 < self.lanes <= MAX_LANES
+        ):
+            raise DamagedError(
+                f"key {self.id} asks for an impossible amount of work to open it", hint="it may be forged; remove it"
+            )
+        kdf = Argon2id(
+            salt=self.salt, length=KEY, iterations=self.iterations, lanes=self.lanes, memory_cost=self.memory_kib
+        )
+        return kdf.derive(passphrase.encode())
+
+    def open(self, passphrase: str | None, repository_id: str) -> RepositoryKeys | None:
+        """Return the keys in this slot, or None where `passphrase` does not fit."""
+        if self.kind == "plain":
+            raw = self.wrapped
+        elif passphrase is None:
+            return None
+        else:
+            try:
+                raw = AESGCM(self._wrapping_key(passphrase)).decrypt(
+                    self.nonce, self.wrapped, self._associated(repository_id)
+                )
+            except (InvalidTag, ValueError):
+                return None
+        if len(raw) != 2 * KEY:
+            raise DamagedError(f"key {self.id} has the wrong length")
+        return RepositoryKeys(raw[:KEY], raw[KEY:])
+
+
+def plain_slot(keys: RepositoryKeys, *, created: str) -> KeySlot:
+    """Return the slot of a repository without encryption: its keys lie open beside the data."""
+    raw = keys.master + keys.identity
+    return KeySlot(
+        version=1, id=secrets.token_hex(8), kind="plain", label="no encryption", created=created, wrapped=raw
+    )
+
+
+def passphrase_slot(keys: RepositoryKeys, passphrase: str, repository_id: str, *, label: str, created: str) -> KeySlot:
+    """Return a new slot that `passphrase` opens. Raises UsageError for an empty passphrase."""
+    if not passphrase:
+        raise UsageError("the passphrase is empty", hint="choose one of at least 12 characters, or use --no-encryption")
+    empty = KeySlot(
+        version=1, id=secrets.token_hex(8), kind="argon2id", label=label, created=created, wrapped=b"",
+        salt=os.urandom(32), nonce=os.urandom(12), memory_kib=MEMORY_KIB, iterations=ITERATIONS, lanes=LANES,
+    )  # fmt: skip
+    raw = keys.master + keys.identity
+    wrapped = AESGCM(empty._wrapping_key(passphrase)).encrypt(empty.nonce, raw, empty._associated(repository_id))  # noqa: SLF001  its own class
+    return msgspec.structs.replace(empty, wrapped=wrapped)

@@ -1,0 +1,155 @@
+"""Manifests: what was backed up, and where its parts are. The publication of a manifest is a backup's commit point.
+
+JSON inside a sealed object, so that a manifest stays readable when this program is long gone. Fields in `docs/format/manifests.md`.
+"""
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import msgspec
+
+from lab_backup.repository.config import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
+from lab_backup.repository.errors import DamagedError, NewerVersionError
+from lab_backup.repository.tree import TreeRef
+from lab_backup.units import TiB
+
+VERSION = 1
+PREFIX = "manifests"
+MAX_DISK = 1024 * TiB  # far above QEMU's limits; a forged size must not make us loop for ever
+
+Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}\\Z")]
+Hex64 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
+# Also a file name in restores and exports: no separator, no leading dot or dash.
+Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\\Z")]
+Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_DISK)]
+ChunkSize = Annotated[int, msgspec.Meta(ge=MIN_CHUNK_SIZE, le=MAX_CHUNK_SIZE)]
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """Something stored as a chunk tree. Sizes in bytes; `root` is null where all of it is zero."""
+
+    name: Name
+    size: Size
+    chunk_size: ChunkSize
+    root: Hex64 | None
+
+    @property
+    def tree(self) -> TreeRef:
+        """The stored tree."""
+        return TreeRef(self.size, self.chunk_size, None if self.root is None else bytes.fromhex(self.root))
+
+
+class FileEntry(Entry, frozen=True, kw_only=True):
+    """A small file that belongs to the source, such as `domain.xml`."""
+
+
+class DiskEntry(Entry, frozen=True, kw_only=True):
+    """A disk. `kind` says what was read, not what can be restored: that is always the whole disk."""
+
+    format: str
+    identity: str
+    checkpoint: str | None = None
+    kind: Literal["full", "incremental"]
+    reason: str | None = None
+    bytes_read: int = 0
+    bytes_stored: int = 0
+
+
+class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What was backed up: `kind` and `id` identify it for ever, the rest is for people."""
+
+    kind: str
+    id: str
+    name: str
+    host: str = ""
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of all disks, bytes read from the source, bytes sent to the storage; chunks that were new or known already."""
+
+    bytes_total: int = 0
+    bytes_read: int = 0
+    bytes_stored: int = 0
+    chunks_new: int = 0
+    chunks_reused: int = 0
+    duration_seconds: float = 0.0
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One backup, immutable. `time` is its point in time, ISO 8601 in UTC."""
+
+    version: int
+    backup: Hex32
+    repository: Hex32
+    time: str
+    source: SourceInfo
+    kind: Literal["full", "incremental"]
+    consistency: str
+    parent: Hex32 | None = None
+    disks: tuple[DiskEntry, ...] = ()
+    files: tuple[FileEntry, ...] = ()
+    statistics: Statistics = Statistics()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    tool: str = ""
+
+    @property
+    def when(self) -> datetime:
+        """`time` as a value."""
+        return datetime.fromisoformat(self.time)
+
+    def disk(self, name: str) -> DiskEntry | None:
+        """Return the disk of that name, or None."""
+        return next((disk for disk in self.disks if disk.name == name), None)
+
+    def file(self, name: str) -> FileEntry | None:
+        """Return the file of that name, or None."""
+        return next((file for file in self.files if file.name == name), None)
+
+
+def path(backup_id: str) -> str:
+    """Return the object path of a backup's manifest."""
+    return f"{PREFIX}/{backup_id}"
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the manifest as JSON."""
+    return msgspec.json.encode(manifest)
+
+
+def decode(payload: bytes, backup_id: str, repository_id: str) -> Manifest:
+    """Return the manifest, with every field checked: it is input like any other. Raises DamagedError."""
+    try:
+        version = msgspec.json.decode(payload, type=_Version).version
+        if version > VERSION:
+            raise NewerVersionError(
+                f"backup {backup_id} was written by a newer version of Lab Backup", hint="update this one"
+            )
+        manifest = msgspec.json.decode(payload, type=Manifest)
+        manifest.when.astimezone(UTC)
+    except (msgspec.DecodeError, ValueError, OverflowError) as error:
+        raise DamagedError(f"the manifest of backup {backup_id} is not valid: {error}") from error
+    names = [entry.name for entry in (*manifest.disks, *manifest.files)]
+    if manifest.backup != backup_id or manifest.repository != repository_id or len(set(names)) != len(names):
+        raise DamagedError(
+            f"the manifest of backup {backup_id} contradicts itself", hint="it was forged or copied from elsewhere"
+        )
+    if any(entry.chunk_size & (entry.chunk_size - 1) for entry in (*manifest.disks, *manifest.files)):
+        raise DamagedError(f"the manifest of backup {backup_id} has an impossible chunk size")
+    return manifest
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+def checksum(payload: bytes) -> str:
+    """Return the SHA-256 of a manifest's JSON, hexadecimal: what identifies a backup's content to the outside."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` is a whole backup id."""
+    return re.fullmatch(r"[0-9a-f]{32}", text) is not None

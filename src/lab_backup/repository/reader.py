@@ -1,0 +1,345 @@
+"""Reads chunks, tree nodes and whole disks out of a repository; every byte is checked against its id before anyone sees it."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
+
+from lab_backup.blocks import BlockWriter, Buffer
+from lab_backup.extent import Extent, merge
+from lab_backup.repository.cache import Location
+from lab_backup.repository.disk_writer import default_threads
+from lab_backup.repository.errors import ChunkCorruptError, ChunkMissingError, DamagedError
+from lab_backup.repository.manifest import DiskEntry, FileEntry
+from lab_backup.repository.manifest import Entry as ManifestEntry
+from lab_backup.repository.pack import (
+    END_MAGIC,
+    HEADER_SIZE,
+    TRAILER,
+    Entry,
+    PackInfo,
+    PackKind,
+    pack_path,
+    parse_header,
+    parse_table,
+    unwrap,
+)
+from lab_backup.repository.repository import Repository
+from lab_backup.repository.tree import FAN_OUT, MAX_NODE, TreeReader, TreeRef, decode_node
+from lab_backup.storage.base import ObjectNotFoundError
+from lab_backup.units import KiB, MiB
+
+# Two blobs this close together are fetched by one request: reading a little too much is cheaper than asking again.
+MAX_GAP = 64 * KiB
+MAX_RANGE = 16 * MiB  # one request; with a thread each, 64 MiB at most are in flight on four cores
+SLICE = 8 * MiB  # of a disk, the unit of work of a restore: a leaf of the default chunk size
+MAX_FILE = 64 * MiB  # configuration files are held in memory
+
+
+R = TypeVar("R")
+
+
+class Piece(NamedTuple):
+    """A chunk at its place on the disk."""
+
+    offset: int
+    data: Buffer
+
+
+class _Slice(NamedTuple):
+    """Slots `first` to `stop` of a leaf."""
+
+    leaf: int
+    identity: bytes
+    first: int
+    stop: int
+
+    def span(self, tree: TreeRef) -> tuple[int, int]:
+        """Return the bytes of the disk that it covers: start and end."""
+        base = self.leaf * FAN_OUT
+        return min((base + self.first) * tree.chunk_size, tree.size), min(
+            (base + self.stop) * tree.chunk_size, tree.size
+        )
+
+
+class Reader:
+    """Reads from one repository. Thread-safe."""
+
+    def __init__(self, repository: Repository) -> None:
+        """Read from `repository`."""
+        self._repository = repository
+        self._reload_lock = threading.Lock()
+        self._reloaded = False
+        # Large chunks make several slices of one leaf.
+        self._leaf = lru_cache(maxsize=64)(lambda identity: decode_node(self.node(identity), 0))
+
+    # --- blobs ---
+
+    def _locate(self, blob_id: bytes, what: str) -> Location:
+        location = self._repository.cache.locate(blob_id)
+        if location is None and self._reload_once():
+            location = self._repository.cache.locate(blob_id)
+        if location is None:
+            raise ChunkMissingError(
+                f"{what} {blob_id.hex()[:16]} is nowhere in the repository", hint="run: lab-backup verify"
+            )
+        return location
+
+    def _reload_once(self) -> bool:
+        """Load the whole index anew, once: what is missing may have moved to another pack meanwhile."""
+        with self._reload_lock:
+            if self._reloaded:
+                return False
+            self._repository.reload()
+            self._reloaded = True
+            return True
+
+    def _decrypt(self, number: int, entry: Entry, stored: Buffer, kind: PackKind) -> Buffer:
+        """Return the checked content of a blob."""
+        repository = self._repository
+        info, cipher = repository.cipher(number)
+        where = f"at {entry.offset} in pack {info.id.hex()}"
+        if info.kind != kind:
+            raise ChunkCorruptError(f"blob {entry.id.hex()[:16]} {where} is of the wrong kind")
+        if len(stored) != entry.stored:
+            raise ChunkCorruptError(f"pack {info.id.hex()} is cut off", hint="run: lab-backup verify")
+        try:
+            data = cipher.decrypt(stored, entry)
+        except ChunkCorruptError as error:
+            raise ChunkCorruptError(
+                f"blob {entry.id.hex()[:16]} {where}: {error}", hint="run: lab-backup verify"
+            ) from error
+        identity = repository.chunk_id(data) if kind == PackKind.DATA else repository.node_id(bytes(data))
+        if identity != entry.id:
+            raise ChunkCorruptError(
+                f"blob {entry.id.hex()[:16]} {where} does not match its id", hint="run: lab-backup verify"
+            )
+        return data
+
+    def read_blobs(self, locations: Iterable[Location], kind: PackKind) -> Iterator[tuple[Entry, Buffer]]:
+        """Yield entry and checked content of each blob, in the order of packs and places, neighbours by one request.
+
+        Raises DamagedError; storage errors pass through.
+        """
+        for number, entries in ranges(locations):
+            info, _ = self._repository.cipher(number)
+            start = entries[0].offset
+            length = entries[-1].offset + entries[-1].stored - start
+            try:
+                data = self._repository.storage.read(info.path, start, length)
+            except ObjectNotFoundError as error:
+                raise ChunkMissingError(f"pack {info.id.hex()} is gone", hint="run: lab-backup verify") from error
+            view = memoryview(data)
+            for entry in entries:
+                at = entry.offset - start
+                yield entry, self._decrypt(number, entry, view[at : at + entry.stored], kind)
+
+    def _read_retrying(self, wanted: dict[bytes, Location], kind: PackKind) -> Iterator[tuple[Entry, Buffer]]:
+        """Read blobs; where a pack is gone, load the index anew and read what is left from where it is now."""
+        left = dict(wanted)
+        try:
+            for entry, data in self.read_blobs(left.values(), kind):
+                left.pop(entry.id)
+                yield entry, data
+        except ChunkMissingError:
+            if not self._reload_once():
+                raise
+            yield from self.read_blobs([self._locate(blob_id, "chunk") for blob_id in left], kind)
+
+    def node(self, blob_id: bytes) -> bytes:
+        """Return the checked bytes of a tree node. Raises DamagedError."""
+        location = self._locate(blob_id, "tree node")
+        if location.entry.raw > MAX_NODE:
+            raise ChunkCorruptError(f"tree node {blob_id.hex()[:16]} is larger than a node can be")
+        for _, data in self._read_retrying({blob_id: location}, PackKind.TREE):
+            return bytes(data)
+        raise AssertionError
+
+    def tree(self, tree: TreeRef) -> TreeReader:
+        """Return a look into a stored tree."""
+        return TreeReader(tree, self.node)
+
+    def pack_table(self, info: PackInfo) -> list[Entry]:
+        """Return the table of contents that the pack itself holds. Raises DamagedError, ObjectNotFoundError."""
+        storage, repository = self._repository.storage, self._repository
+        cipher = unwrap(info, repository.id, repository.wrapping_key(info.kind))
+        trailer = storage.read(info.path, max(0, info.size - TRAILER.size), TRAILER.size)
+        if len(trailer) != TRAILER.size or trailer[-4:] != END_MAGIC:
+            raise DamagedError(
+                f"pack {info.id.hex()} does not end like a pack", hint="it is cut off or was overwritten"
+            )
+        length, count, _ = TRAILER.unpack(trailer)
+        at = info.size - TRAILER.size - length
+        if at < HEADER_SIZE:
+            raise DamagedError(f"pack {info.id.hex()} claims an impossible table of contents")
+        return parse_table(cipher.decrypt_toc(info.id, at, storage.read(info.path, at, length), count), at)
+
+    def pack_header(self, pack_id: bytes, size: int) -> PackInfo:
+        """Return what the pack itself says of itself. Raises DamagedError, ObjectNotFoundError."""
+        return parse_header(
+            self._repository.storage.read(pack_path(pack_id), 0, HEADER_SIZE), pack_id, size, self._repository.id
+        )
+
+    # --- disks ---
+
+    def leaf_chunks(self, tree: TreeRef, leaf: int, identity: bytes) -> list[tuple[int, int, bytes]]:
+        """Return (offset, length, id) of each chunk in a leaf that is not zero. Raises DamagedError where it lies."""
+        return self._slice_chunks(tree, _Slice(leaf, identity, 0, FAN_OUT))
+
+    def _slice_chunks(self, tree: TreeRef, part: "_Slice") -> list[tuple[int, int, bytes]]:
+        chunks = []
+        children = self._leaf(part.identity)
+        for slot in range(part.first, part.stop):
+            child = children[slot]
+            if child is None:
+                continue
+            offset = (part.leaf * FAN_OUT + slot) * tree.chunk_size
+            if offset >= tree.size:
+                raise DamagedError("a chunk list is longer than its disk", hint="the backup was forged or damaged")
+            chunks.append((offset, min(tree.chunk_size, tree.size - offset), child))
+        return chunks
+
+    def _read_slice(self, tree: TreeRef, part: "_Slice") -> list[Piece]:
+        places: dict[bytes, list[int]] = {}
+        lengths: dict[bytes, int] = {}
+        wanted: dict[bytes, Location] = {}
+        for offset, length, chunk in self._slice_chunks(tree, part):
+            places.setdefault(chunk, []).append(offset)
+            if lengths.setdefault(chunk, length) != length:
+                raise DamagedError(
+                    "a chunk list uses one chunk at places of different length", hint="the backup was forged or damaged"
+                )
+            if chunk not in wanted:
+                location = self._locate(chunk, "chunk")
+                if location.entry.raw != length:
+                    raise ChunkCorruptError(
+                        f"chunk {chunk.hex()[:16]} has {location.entry.raw} bytes where {length} belong"
+                    )
+                wanted[chunk] = location
+        pieces = [
+            Piece(offset, data)
+            for entry, data in self._read_retrying(wanted, PackKind.DATA)
+            for offset in places[entry.id]
+        ]
+        return sorted(pieces)
+
+    def allocated(self, entry: ManifestEntry) -> Iterator[Extent]:
+        """Yield the runs of the disk that are not zero, in whole chunks, ascending. Raises DamagedError."""
+        tree = entry.tree
+
+        def runs() -> Iterator[Extent]:
+            for leaf, identity in self.tree(tree).leaves():
+                for offset, length, _ in self.leaf_chunks(tree, leaf, identity):
+                    yield Extent(offset, length)
+
+        return merge(runs())
+
+    def restore_disk(
+        self, entry: DiskEntry, target: BlockWriter, *, advance: Callable[[int], None], threads: int | None = None
+    ) -> None:
+        """Write the whole disk to `target`, in parallel; zero runs by `write_zeroes`. The caller finishes or aborts the target.
+
+        `advance` is told the bytes of the disk that are done. Raises DamagedError, and what the target raises.
+        """
+        tree = entry.tree
+        gate = threading.BoundedSemaphore(max(1, target.writers))
+
+        def write_slice(part: _Slice) -> int:
+            start, end = part.span(tree)
+            pieces = self._read_slice(tree, part)
+            with gate:
+                at = start
+                for piece in pieces:
+                    if piece.offset > at:
+                        target.write_zeroes(at, piece.offset - at)
+                    target.write(piece.offset, piece.data)
+                    at = piece.offset + len(piece.data)
+                if at < end:
+                    target.write_zeroes(at, end - at)
+            return end - start
+
+        def zeroes(start: int, end: int) -> None:
+            if start < end:
+                target.write_zeroes(start, end - start)
+                advance(end - start)
+
+        at = 0
+        for part, size in self._in_order(self._slices(tree, 0, tree.size), write_slice, threads):
+            start, at = at, part.span(tree)[1]
+            zeroes(start, at - size)
+            advance(size)
+        zeroes(at, tree.size)
+
+    def read_disk(
+        self, entry: ManifestEntry, start: int = 0, end: int | None = None, *, threads: int | None = None
+    ) -> Iterator[Piece]:
+        """Yield the chunks that touch [start, end) and are not zero, whole and in order; read ahead in parallel."""
+        tree = entry.tree
+        stop = tree.size if end is None else min(end, tree.size)
+        for _, pieces in self._in_order(
+            self._slices(tree, start, stop), lambda part: self._read_slice(tree, part), threads
+        ):
+            for piece in pieces:
+                if piece.offset < stop and piece.offset + len(piece.data) > start:
+                    yield piece
+
+    def _slices(self, tree: TreeRef, start: int, stop: int) -> Iterator["_Slice"]:
+        """Yield the parts of the disk that touch [start, stop) and may hold data, in order."""
+        leaf_size = FAN_OUT * tree.chunk_size
+        step = max(1, min(FAN_OUT, SLICE // tree.chunk_size))
+        for leaf, identity in self.tree(tree).leaves(start // leaf_size, -(-stop // leaf_size)):
+            for first in range(0, FAN_OUT, step):
+                part = _Slice(leaf, identity, first, first + step)
+                begin, end = part.span(tree)
+                if begin < end and begin < stop and end > start:
+                    yield part
+
+    @staticmethod
+    def _in_order(
+        parts: Iterable["_Slice"], work: Callable[["_Slice"], R], threads: int | None
+    ) -> Iterator[tuple["_Slice", R]]:
+        count = threads or default_threads()
+        with ThreadPoolExecutor(count, thread_name_prefix="read") as pool:
+            window: deque[tuple[_Slice, Future[R]]] = deque()
+            try:
+                for part in parts:
+                    window.append((part, pool.submit(work, part)))
+                    if len(window) > count + 1:
+                        first, future = window.popleft()
+                        yield first, future.result()
+                while window:
+                    first, future = window.popleft()
+                    yield first, future.result()
+            finally:
+                for _, future in window:
+                    future.cancel()
+
+    def read_file(self, entry: FileEntry) -> bytes:
+        """Return the content of a configuration file. Raises DamagedError."""
+        if entry.size > MAX_FILE:
+            raise DamagedError(f"{entry.name} claims {entry.size} bytes", hint="the backup was forged or damaged")
+        data = bytearray(entry.size)
+        for piece in self.read_disk(entry, threads=1):
+            data[piece.offset : piece.offset + len(piece.data)] = piece.data
+        return bytes(data)
+
+
+def ranges(locations: Iterable[Location]) -> Iterator[tuple[int, list[Entry]]]:
+    """Group places into requests: (pack, entries in order), close neighbours together, none over 16 MiB unless a single blob is."""
+    held: list[Entry] = []
+    number = -1
+    for location in sorted(locations, key=lambda location: (location.pack, location.entry.offset)):
+        entry = location.entry
+        if held and (
+            location.pack != number
+            or entry.offset - (held[-1].offset + held[-1].stored) > MAX_GAP
+            or entry.offset + entry.stored - held[0].offset > MAX_RANGE
+        ):
+            yield number, held
+            held = []
+        number = location.pack
+        held.append(entry)
+    if held:
+        yield number, held

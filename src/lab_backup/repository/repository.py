@@ -1,0 +1,404 @@
+"""A repository: one storage, its keys, and the local copy of its index."""
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Self, TypeVar
+
+import msgspec
+from blake3 import blake3
+
+from lab_backup.errors import UsageError
+from lab_backup.repository import config as config_object
+from lab_backup.repository import index
+from lab_backup.repository.cache import DEAD, IndexCache
+from lab_backup.repository.codec import compressor
+from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, DEFAULT_GRACE, Config, check_chunk_size
+from lab_backup.repository.envelope import Kind, seal, unseal
+from lab_backup.repository.errors import DamagedError, NotARepositoryError, RepositoryExistsError, WrongKeyError
+from lab_backup.repository.keys import RECOVERY_PREFIX, KeySlot, RepositoryKeys, passphrase_slot, plain_slot
+from lab_backup.repository.pack import PackCipher, PackInfo, PackKind, unwrap
+from lab_backup.storage.base import NoSpaceError, ObjectExistsError, ObjectNotFoundError, StorageBackend
+from lab_backup.units import MiB
+
+T = TypeVar("T")
+
+KEYS = "keys"
+INDEX = "index"
+CONDEMNED = "condemned"
+REMOVED = "removed"
+DAMAGED = "damaged"
+LEASES = "leases"
+RESERVE = "reserve"
+# Given up when the storage is full, so that `delete` and `gc` can still write what they must. Random, lest it be compressed.
+RESERVE_SIZE = 4 * MiB
+MAX_CIPHERS = 4096  # unwrapped pack keys kept: a few hundred bytes each
+
+
+class PackList(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of `condemned` and `removed` objects: pack ids, hexadecimal."""
+
+    packs: list[str]
+
+
+class DamageList(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of `damaged` objects: packs that are gone, and (pack, blob) pairs whose bytes are wrong."""
+
+    packs: list[str]
+    blobs: list[tuple[str, str]]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def create_repository(  # noqa: PLR0913  the parameters of a repository
+    storage: StorageBackend,
+    *,
+    passphrase: str | None,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    compression: str = "zstd:3",
+    grace: int = DEFAULT_GRACE,
+    identity: bytes | None = None,
+) -> Config:
+    """Make a new repository in the empty `storage` and return its config. No passphrase means no encryption.
+
+    `identity` takes another repository's identity key, so that equal chunks have equal ids in both. The object `config` comes
+    last: before it exists there is no repository. Raises RepositoryExistsError, UsageError where the storage holds something else.
+    """
+    check_chunk_size(chunk_size)
+    compressor(compression)
+    present = next(iter(storage.list()), None)
+    if present is not None:
+        if _exists(storage, config_object.PATH):
+            raise RepositoryExistsError(
+                f"{storage.url} is a repository already", hint="use it as it is, or choose another place"
+            )
+        raise UsageError(
+            f"{storage.url} is not empty: it holds {present.path}", hint="choose an empty place for the repository"
+        )
+    keys = RepositoryKeys.generate()
+    if identity is not None:
+        keys = RepositoryKeys(keys.master, identity)
+    repository_id, created = secrets.token_hex(16), _now()
+    if passphrase is None:
+        slot = plain_slot(keys, created=created)
+    else:
+        slot = passphrase_slot(keys, passphrase, repository_id, label="first passphrase", created=created)
+    config = Config(
+        format=config_object.FORMAT, version=config_object.VERSION, id=repository_id, created=created,
+        encryption="none" if passphrase is None else "aes-256-gcm", chunk_size=chunk_size, compression=compression, grace=grace,
+    ).sealed(keys.metadata)  # fmt: skip
+    try:
+        storage.create(f"{KEYS}/{slot.id}", msgspec.json.encode(slot))
+        storage.create(RESERVE, secrets.token_bytes(RESERVE_SIZE))
+        storage.create(config_object.PATH, config.encode())
+    except ObjectExistsError as error:
+        raise RepositoryExistsError(f"{storage.url} was made a repository by somebody else this very moment") from error
+    return config
+
+
+def read_config(storage: StorageBackend) -> Config:
+    """Return the repository's config, not verified. Raises NotARepositoryError, NewerVersionError, DamagedError."""
+    try:
+        data = storage.read(config_object.PATH, 0, 64 * 1024)
+    except ObjectNotFoundError as error:
+        raise NotARepositoryError(
+            f"{storage.url} is not a repository", hint="check the address, or make one: lab-backup repo init"
+        ) from error
+    return config_object.decode(data, storage.url)
+
+
+def _exists(storage: StorageBackend, path: str) -> bool:
+    try:
+        storage.stat(path)
+    except ObjectNotFoundError:
+        return False
+    return True
+
+
+class Repository:
+    """An open repository. Thread-safe unless a method says otherwise."""
+
+    def __init__(self, storage: StorageBackend, config: Config, keys: RepositoryKeys, cache: IndexCache) -> None:
+        """Put an open repository together; `open_repository` is what callers want."""
+        self.storage = storage
+        self.config = config
+        self.keys = keys
+        self.cache = cache
+        self._ciphers: dict[int, PackCipher] = {}
+
+    def close(self) -> None:
+        """Let go of cache and storage; may be called several times."""
+        self.cache.close()
+        self.storage.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @cached_property
+    def id(self) -> bytes:
+        """The repository's id, 16 bytes."""
+        return self.config.repository_id
+
+    # --- ids ---
+
+    def chunk_id(self, data: bytes | bytearray | memoryview) -> bytes:
+        """Return the id of a chunk: BLAKE3 keyed with this repository's own key, so ids tell nothing to others."""
+        return blake3(data, key=self.keys.chunk_id).digest()
+
+    def node_id(self, data: bytes) -> bytes:
+        """Return the id of a tree node."""
+        return blake3(data, key=self.keys.node_id).digest()
+
+    # --- sealed objects ---
+
+    def seal(self, kind: Kind, path: str, payload: bytes) -> bytes:
+        """Return the object to store under `path`."""
+        return seal(payload, kind=kind, path=path, repository_id=self.id, key=self.keys.metadata)
+
+    def unseal(self, kind: Kind, path: str, data: bytes) -> bytes:
+        """Return the payload of an object that was read from `path`. Raises DamagedError."""
+        return unseal(data, kind=kind, path=path, repository_id=self.id, key=self.keys.metadata)
+
+    def put_object(self, kind: Kind, path: str, payload: bytes) -> int:
+        """Store a new sealed object durably; return its stored size."""
+        data = self.seal(kind, path, payload)
+        self.storage.upload(path, data)
+        return len(data)
+
+    def get_object(self, kind: Kind, path: str) -> bytes:
+        """Return the payload of the sealed object at `path`. Raises ObjectNotFoundError, DamagedError."""
+        return self.unseal(kind, path, self.storage.read(path))
+
+    def read_objects(self, kind: Kind, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        """Yield path and payload of many sealed objects, several requests at once; None for those that vanished."""
+        yield from self._parallel(lambda path: self._read_or_none(kind, path), paths)
+
+    def _read_or_none(self, kind: Kind, path: str) -> bytes | None:
+        try:
+            return self.get_object(kind, path)
+        except ObjectNotFoundError:
+            return None
+
+    def _parallel(self, read: Callable[[str], T], paths: Iterable[str]) -> Iterator[tuple[str, T]]:
+        wanted = list(paths)
+        if len(wanted) <= 1:
+            yield from ((path, read(path)) for path in wanted)
+            return
+        with ThreadPoolExecutor(self.storage.concurrency) as pool:
+            yield from zip(wanted, pool.map(read, wanted), strict=True)
+
+    def read_cached(self, kind: Kind, prefix: str, paths: set[str]) -> Iterator[tuple[str, bytes | DamagedError]]:
+        """Yield path and payload of the immutable objects `paths` below `prefix`, from the local copy where it has them.
+
+        A damaged object yields its error in place of its payload; one that vanished meanwhile is left out.
+        """
+        fresh: dict[str, bytes] = {}
+        missing = []
+        for path in paths:
+            stored = self.cache.get_object(path)
+            if stored is None:
+                missing.append(path)
+                continue
+            try:
+                yield path, self.unseal(kind, path, stored)
+            except DamagedError:
+                missing.append(path)
+        for path, data in self._parallel(self._stored_or_none, missing):
+            if data is None:
+                continue
+            try:
+                yield path, self.unseal(kind, path, data)
+                fresh[path] = data
+            except DamagedError as error:
+                yield path, error
+        self.cache.put_objects(fresh)
+        self.cache.drop_objects(f"{prefix}/", paths)
+
+    def _stored_or_none(self, path: str) -> bytes | None:
+        try:
+            return self.storage.read(path)
+        except ObjectNotFoundError:
+            return None
+
+    # --- index ---
+
+    def synchronise(self) -> None:
+        """Bring the local index in line with the repository. One thread at a time.
+
+        The order matters (`docs/format/concurrency.md`): condemned lists, then removed lists, then index objects. A pack that is being
+        collected meanwhile is then seen as condemned, or removed, or not at all; never as usable.
+        """
+        condemned = self.pack_list(Kind.CONDEMNED, CONDEMNED)
+        removed = self.pack_list(Kind.REMOVED, REMOVED)
+        damage = self.damage()
+        # What we have, before what is there: an index object that another thread of ours adds meanwhile is not forgotten.
+        loaded = self.cache.indexes()
+        present = {info.path for info in self.storage.list(INDEX)}
+        self.cache.forget(loaded - present)
+        if loaded - present:
+            self._set_states(removed, condemned, damage)
+        for path, payload in self.read_objects(Kind.INDEX, sorted(present - loaded)):
+            if payload is not None:
+                self.cache.load(path, index.decode(payload, path))
+        self._set_states(removed, condemned, damage)
+
+    def _set_states(self, removed: set[bytes], condemned: set[bytes], damage: DamageList) -> None:
+        self.cache.set_states(removed=removed, condemned=condemned)
+        damaged = set()
+        for pack_hex, blob_hex in damage.blobs:
+            number = self.cache.pack_number(bytes.fromhex(pack_hex))
+            if number is not None:
+                damaged.add((number, bytes.fromhex(blob_hex)))
+        for pack_hex in damage.packs:
+            number = self.cache.pack_number(bytes.fromhex(pack_hex))
+            if number is not None:
+                self.cache.states[number] = DEAD
+        self.cache.damaged = damaged
+
+    def reload(self) -> None:
+        """Throw the local index away and load it anew: after something in it turned out not to be there."""
+        self.cache.clear()
+        self._ciphers.clear()
+        self.synchronise()
+
+    def pack_list(self, kind: Kind, prefix: str) -> set[bytes]:
+        """Return all pack ids in the lists below `prefix` (condemned or removed)."""
+        found: set[bytes] = set()
+        for path, payload in self.read_objects(kind, [info.path for info in self.storage.list(prefix)]):
+            if payload is not None:
+                try:
+                    found.update(bytes.fromhex(pack) for pack in msgspec.json.decode(payload, type=PackList).packs)
+                except ValueError as error:
+                    raise DamagedError(f"{path} is not valid") from error
+        return found
+
+    def damage(self) -> DamageList:
+        """Return the damage that verifications recorded."""
+        packs: list[str] = []
+        blobs: list[tuple[str, str]] = []
+        for path, payload in self.read_objects(Kind.DAMAGED, [info.path for info in self.storage.list(DAMAGED)]):
+            if payload is not None:
+                try:
+                    part = msgspec.json.decode(payload, type=DamageList)
+                except msgspec.DecodeError as error:
+                    raise DamagedError(f"{path} is not valid") from error
+                packs += part.packs
+                blobs += part.blobs
+        return DamageList(packs=packs, blobs=blobs)
+
+    # --- packs ---
+
+    def wrapping_key(self, kind: PackKind) -> bytes:
+        """Return the key that wraps the keys of packs of this kind."""
+        return self.keys.data if kind == PackKind.DATA else self.keys.tree
+
+    def cipher(self, number: int) -> tuple[PackInfo, PackCipher]:
+        """Return what is known of a pack, and its cipher. Raises DamagedError."""
+        info = self.cache.pack(number)
+        cipher = self._ciphers.get(number)
+        if cipher is None:
+            cipher = unwrap(info, self.id, self.wrapping_key(info.kind))
+            if len(self._ciphers) >= MAX_CIPHERS:
+                self._ciphers.clear()
+            self._ciphers[number] = cipher
+        return info, cipher
+
+    # --- time and space ---
+
+    def clock(self) -> datetime:
+        """Return the time by the storage's clock, the only one that ages are measured with.
+
+        Writes a small object to learn it; on a full storage the reserve makes room.
+        """
+        path = f"{LEASES}/clock-{secrets.token_hex(8)}"
+        self.storage_full_safe(lambda: self.storage.upload(path, b"clock"))
+        try:
+            return self.storage.stat(path).modified
+        finally:
+            self.storage.delete(path)
+
+    def storage_full_safe(self, write: Callable[[], object]) -> None:
+        """Call `write`; where the storage is full, give up the reserve and call it again."""
+        try:
+            write()
+        except NoSpaceError:
+            self.storage.delete(RESERVE)
+            write()
+
+    def restore_reserve(self) -> None:
+        """Make the reserve again if it was given up and there is room; no error where there is none."""
+        try:
+            self.storage.create(RESERVE, secrets.token_bytes(RESERVE_SIZE))
+        except (ObjectExistsError, NoSpaceError):
+            return
+
+    @property
+    def grace(self) -> timedelta:
+        """How long something stays that was marked for deletion."""
+        return timedelta(seconds=self.config.grace)
+
+
+def open_repository(storage: StorageBackend, *, passphrase: str | None, cache_directory: Path) -> Repository:
+    """Open the repository in `storage`: unlock, verify the config, synchronise the index.
+
+    `passphrase` may be a recovery key. The cache lies in a folder of its own below `cache_directory`. Raises NotARepositoryError,
+    NewerVersionError, WrongKeyError, DamagedError.
+    """
+    config = read_config(storage)
+    keys = unlock(storage, config, passphrase)
+    config.verify(keys.metadata)
+    # The address is part of the name: two copies of one repository differ in their objects.
+    place = blake2b(storage.url.encode(), digest_size=6).hexdigest()
+    cache = IndexCache(cache_directory / f"{config.id}-{place}")
+    try:
+        repository = Repository(storage, config, keys, cache)
+        repository.synchronise()
+    except BaseException:
+        cache.close()
+        raise
+    return repository
+
+
+def unlock(storage: StorageBackend, config: Config, passphrase: str | None) -> RepositoryKeys:
+    """Return the repository's keys. Raises WrongKeyError where nothing fits."""
+    if passphrase is not None and passphrase.strip().upper().startswith(RECOVERY_PREFIX):
+        return RepositoryKeys.from_recovery_key(passphrase)
+    slots = read_slots(storage)
+    for slot in slots:
+        keys = slot.open(passphrase, config.id)
+        if keys is not None:
+            return keys
+    if not slots:
+        raise WrongKeyError(
+            f"{storage.url} has no key objects left",
+            hint="open it with the recovery key from its recovery sheet in place of the passphrase",
+        )
+    if passphrase is None:
+        raise WrongKeyError(
+            f"{storage.url} is encrypted", hint="give its passphrase by --passphrase-file or LAB_BACKUP_PASSPHRASE"
+        )
+    raise WrongKeyError(
+        f"the passphrase does not open {storage.url}", hint="check it, or use the recovery key from the recovery sheet"
+    )
+
+
+def read_slots(storage: StorageBackend) -> list[KeySlot]:
+    """Return all readable key slots, oldest first; an unreadable one is passed over, since another may open."""
+    slots = []
+    for info in storage.list(KEYS):
+        try:
+            slot = msgspec.json.decode(storage.read(info.path, 0, 64 * 1024), type=KeySlot)
+        except (msgspec.DecodeError, ObjectNotFoundError):
+            continue
+        if slot.version == 1 and info.path == f"{KEYS}/{slot.id}":
+            slots.append(slot)
+    return sorted(slots, key=lambda slot: slot.created)

@@ -1,0 +1,227 @@
+"""One backup being written: disks and files go in, and at the end a manifest makes all of it a backup.
+
+No lock is taken. Beside us others may write, delete and collect; what keeps this safe is in `docs/format/concurrency.md`: we never refer to a
+condemned pack, look again every few minutes and before publishing, and save what was condemned meanwhile into packs of our own.
+"""
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Self
+
+from lab_backup.blocks import BlockReader
+from lab_backup.extent import Extent
+from lab_backup.repository import manifest as manifests
+from lab_backup.repository.backups import Backup, Backups
+from lab_backup.repository.cache import CONDEMNED, DEAD, Location
+from lab_backup.repository.disk_writer import Counts, DiskWriter
+from lab_backup.repository.envelope import Kind
+from lab_backup.repository.errors import LostRaceError, RepositoryError
+from lab_backup.repository.manifest import Entry, FileEntry, Manifest
+from lab_backup.repository.marks import State
+from lab_backup.repository.packer import Packer
+from lab_backup.repository.reader import Reader
+from lab_backup.repository.repository import LEASES, Repository
+from lab_backup.repository.tree import TreeRef
+from lab_backup.repository.walk import Walk
+from lab_backup.storage.base import ObjectExistsError, ObjectNotFoundError
+
+# How often a running backup looks for condemned packs, and the longest from that look to the publication. The grace
+# period must be longer than both, with room for lists that lag and clocks that differ.
+LOOK_AGAIN = 600.0  # seconds
+
+
+def new_backup_id() -> str:
+    """Return a fresh backup id: 128 random bits, hexadecimal."""
+    return secrets.token_hex(16)
+
+
+class _Bytes:
+    """A small file as a disk to read from."""
+
+    readers = 1
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size = len(data)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+    def extents(self) -> Iterator[Extent]:
+        return iter([Extent(0, self.size)])
+
+    def close(self) -> None:
+        return
+
+
+class BackupSession:
+    """A backup on its way. A context manager; leaving it without `publish` leaves only garbage for the collector."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        backup_id: str,
+        *,
+        threads: int | None = None,
+        compression: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin the backup `backup_id` on `threads` threads."""
+        self._repository = repository
+        self._clock = clock
+        self.backup_id = backup_id
+        self._packer = Packer(repository, compression=compression)
+        self._disks = DiskWriter(repository, self._packer, threads=threads)
+        self._reader = Reader(repository)
+        self._backups = Backups(repository)
+        self._lease = f"{LEASES}/{backup_id}"
+        self._inherits = False
+        self._looked = -LOOK_AGAIN
+
+    def __enter__(self) -> Self:
+        self._renew()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._packer.close()
+        self._repository.storage.delete(self._lease)
+
+    @property
+    def bytes_uploaded(self) -> int:
+        """Bytes sent to the storage so far: packs and index objects, whole."""
+        return self._packer.bytes_uploaded
+
+    def _renew(self) -> None:
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "backup": self.backup_id}
+        self._repository.put_object(Kind.LEASE, self._lease, json.dumps(holder).encode())
+        self._looked = self._clock()
+
+    def pulse(self) -> None:
+        """Call this often: every ten minutes it renews the lease and looks for condemned packs."""
+        if self._clock() - self._looked > LOOK_AGAIN:
+            self._renew()
+            self._secure()
+
+    def write_disk(
+        self, reader: BlockReader, changed: Iterable[Extent], *, parent: Entry | None, advance: Callable[[int], None]
+    ) -> tuple[TreeRef, Counts]:
+        """Store `changed` over the parent's disk (None: over zeroes); return the tree and what happened.
+
+        Raises DamagedError where the parent's list cannot be read: store the disk whole then.
+        """
+        base = None
+        if parent is not None:
+            self._inherits = True
+            base = self._reader.tree(parent.tree)
+        return self._disks.write(reader, changed, parent=base, advance=advance, pulse=self.pulse)
+
+    def write_file(self, name: str, data: bytes) -> FileEntry:
+        """Store a small file."""
+        source = _Bytes(data)
+        tree, _ = self.write_disk(source, source.extents(), parent=None, advance=lambda _: None)
+        return FileEntry(
+            name=name, size=tree.size, chunk_size=tree.chunk_size, root=None if tree.root is None else tree.root.hex()
+        )
+
+    # --- what must not be collected under us ---
+
+    def _secure(self) -> float:
+        """Make sure that nothing we rely on is condemned; return when the look that found it so began."""
+        while True:
+            began = self._clock()
+            self._repository.synchronise()
+            states = self._repository.cache.states
+            used = self._disks.used_packs | self._packer.packs
+            if any(states[number] == DEAD for number in used):
+                raise LostRaceError(
+                    "data that this backup relied on was removed or found damaged while it ran",
+                    hint="run the backup again",
+                )
+            condemned = {number for number in used if states[number] == CONDEMNED}
+            if not condemned:
+                return began
+            self._rescue(condemned)
+
+    def _rescue(self, numbers: set[int]) -> None:
+        """Store all that is only in these condemned packs once more, in packs of our own."""
+        cache = self._repository.cache
+        for number in numbers:
+            info = cache.pack(number)
+            try:
+                table = self._reader.pack_table(info)
+                here = [
+                    Location(number, entry)
+                    for entry in table
+                    if (place := cache.locate(entry.id)) is not None and place.pack == number
+                ]
+                for entry, data in self._reader.read_blobs(here, info.kind):
+                    if self._packer.claim(entry.id):
+                        self._packer.store(info.kind, entry.id, data)
+            except ObjectNotFoundError as error:
+                raise LostRaceError(
+                    "data that this backup relied on was removed while it ran", hint="run the backup again"
+                ) from error
+        self._packer.flush()
+        self._disks.used_packs -= numbers
+        self._packer.packs -= numbers
+
+    def _walk_all(self, manifest: Manifest) -> None:
+        """Take every pack that the backup refers to into what `_secure` watches. Raises LostRaceError."""
+        walk = Walk(self._repository, self._reader)
+        for entry in (*manifest.disks, *manifest.files):
+            for blob_id, location in walk.places(entry.tree):
+                if location is None:
+                    raise LostRaceError(
+                        f"chunk {blob_id.hex()[:16]} was removed while the backup ran", hint="run the backup again"
+                    )
+                self._disks.used_packs.add(location.pack)
+
+    def _prove(self) -> None:
+        """Raise LostRaceError unless every pack that we refer to is in the storage, at its right size."""
+        for number in self._disks.used_packs | self._packer.packs:
+            info = self._repository.cache.pack(number)
+            try:
+                found = self._repository.storage.stat(info.path).size
+            except ObjectNotFoundError:
+                found = -1
+            if found != info.size:
+                raise LostRaceError(
+                    "the backup took too long to publish, and data it relied on is gone", hint="run it again"
+                )
+
+    # --- the end ---
+
+    def flush(self) -> None:
+        """Make everything written so far durable and findable."""
+        self._packer.flush()
+
+    def publish(self, manifest: Manifest) -> Backup:
+        """Make the backup exist: this is the commit point. It returns when the backup is durable and whole.
+
+        Repeating it with the same manifest is harmless. Raises LostRaceError, RepositoryError where the id is taken by another backup.
+        """
+        self.flush()
+        looked = self._secure()
+        if self._inherits and (manifest.parent is None or not self._backups.exists(manifest.parent)):
+            # With its parent gone, nobody but us holds what we took over from it.
+            self._walk_all(manifest)
+            looked = self._secure()
+        payload = manifests.encode(manifest)
+        path = manifests.path(manifest.backup)
+        try:
+            self._repository.storage.create(path, self._repository.seal(Kind.MANIFEST, path, payload))
+        except ObjectExistsError:
+            if self._repository.get_object(Kind.MANIFEST, path) != payload:
+                raise RepositoryError(f"there is another backup with the id {manifest.backup}") from None
+        if self._clock() - looked > LOOK_AGAIN:
+            self._walk_all(manifest)
+            try:
+                self._prove()
+            except LostRaceError:
+                self._backups.remove(manifest.backup)
+                raise
+        return Backup(manifest, State(), manifests.checksum(payload))

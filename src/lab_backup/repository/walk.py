@@ -1,0 +1,77 @@
+"""Walks over everything that backups refer to, each tree node once however many backups share it."""
+
+from collections.abc import Callable, Iterator
+
+from lab_backup.repository.cache import Location
+from lab_backup.repository.errors import DamagedError
+from lab_backup.repository.reader import Reader
+from lab_backup.repository.repository import Repository
+from lab_backup.repository.tree import FAN_OUT, TreeRef, decode_node
+
+
+class Walk:
+    """A walk over one or many trees."""
+
+    def __init__(self, repository: Repository, reader: Reader, *, seen: Callable[[bytes], bool] | None = None) -> None:
+        """Walk in `repository`. `seen(id)` says whether a node was met before and remembers it; by default a set in memory."""
+        self._repository = repository
+        self._reader = reader
+        known: set[bytes] = set()
+
+        def remember(identity: bytes) -> bool:
+            if identity in known:
+                return True
+            known.add(identity)
+            return False
+
+        self._seen = seen or remember
+
+    def blobs(self, tree: TreeRef) -> Iterator[tuple[bytes, int | None, int]]:
+        """Yield (id, level, offset) of every node and chunk of a tree that was not met before; level None is a chunk.
+
+        `offset` is where on the disk it begins. A node comes before what is below it. Raises DamagedError at a node that cannot be read.
+        """
+        yield from self.survey(tree, on_damage=None)
+
+    def survey(
+        self, tree: TreeRef, *, on_damage: Callable[[bytes, int, int, DamagedError], None] | None
+    ) -> Iterator[tuple[bytes, int | None, int]]:
+        """Yield what `blobs` yields; a node that cannot be read is told to `on_damage` (id, level, offset, error) and passed over."""
+        if tree.root is not None:
+            yield from self._node(tree, tree.root, tree.levels - 1, 0, on_damage)
+
+    def _node(
+        self,
+        tree: TreeRef,
+        identity: bytes,
+        level: int,
+        first: int,
+        on_damage: Callable[[bytes, int, int, DamagedError], None] | None,
+    ) -> Iterator[tuple[bytes, int | None, int]]:
+        if self._seen(identity):
+            return
+        offset = first * tree.chunk_size
+        yield identity, level, offset
+        try:
+            children = decode_node(self._reader.node(identity), level)
+            if offset >= tree.size:
+                raise DamagedError("a chunk list is longer than its disk", hint="the backup was forged or damaged")
+        except DamagedError as error:
+            if on_damage is None:
+                raise
+            on_damage(identity, level, offset, error)
+            return
+        span = FAN_OUT**level
+        for slot, child in enumerate(children):
+            if child is None:
+                continue
+            if level == 0:
+                if not self._seen(child):
+                    yield child, None, (first + slot) * tree.chunk_size
+            else:
+                yield from self._node(tree, child, level - 1, first + slot * span, on_damage)
+
+    def places(self, tree: TreeRef) -> Iterator[tuple[bytes, Location | None]]:
+        """Yield the id and place of every node and chunk of a tree that was not met before."""
+        for identity, _, _ in self.blobs(tree):
+            yield identity, self._repository.cache.locate(identity)
