@@ -203,7 +203,7 @@ class _LeafDone(NamedTuple):
 class _LeafJob:
     """What every leaf of a disk needs; `run` is called by many threads."""
 
-    def __init__(  # noqa: PLR0913  one place passes them, and each is used in the hot path
+    def __init__(
         self,
         repository: Repository,
         packer: Packer,

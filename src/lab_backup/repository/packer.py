@@ -7,6 +7,7 @@ names it are durable.
 import secrets
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
 
 from lab_backup.blocks import Buffer
 from lab_backup.repository import index
@@ -61,7 +62,7 @@ class Packer:
         self.blobs = 0
         self.packs: set[int] = set()  # numbers of the packs that were made here
 
-    def __enter__(self) -> "Packer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -56,7 +56,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def create_repository(  # noqa: PLR0913  the parameters of a repository
+def create_repository(
     storage: StorageBackend,
     *,
     passphrase: str | None,
