@@ -35,15 +35,26 @@ class BlockReader(Protocol):
 
 
 class BlockWriter(Protocol):
-    """A new disk being filled by a restore. What nobody writes reads as zeroes after `finish`."""
+    """A disk being filled by a restore, which accounts for each of its bytes by exactly one `write` or `write_zeroes`.
+
+    Ranges of concurrent calls never overlap. Errors are LabBackupErrors that name the target; after one, the caller lets its other calls
+    end and calls `abort`.
+    """
 
     @property
     def writers(self) -> int:
-        """How many threads may usefully call `write` at once."""
+        """How many threads may usefully call `write` and `write_zeroes` at once."""
         ...
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Put `data` at `offset`. Ranges of concurrent calls never overlap; each byte is written at most once."""
+        """Put `data` at `offset`, all of it or an error."""
+        ...
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Make `length` bytes from `offset` read as zeroes, in any number of bytes at once, taking no space where the target can.
+
+        Costs nothing where the target is new and reads as zeroes anyway; on a device, which holds what was there before, it wipes.
+        """
         ...
 
     def finish(self) -> None:
@@ -51,5 +62,8 @@ class BlockWriter(Protocol):
         ...
 
     def abort(self) -> None:
-        """Remove what was made, and nothing else. May be called at any time, also twice, also after a failure."""
+        """Remove what was made, and nothing else. May be called at any time, also twice, after a failure, and after `finish`.
+
+        A device keeps what was written to it so far, since what it held before is gone.
+        """
         ...
