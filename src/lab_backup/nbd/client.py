@@ -101,12 +101,26 @@ class NbdClient:
         Raises NbdConnectionError, NbdNegotiationError (trying again will not help), AccessDeniedError.
         """
         stream = Stream.connect(address, timeout)
+        hostname = address.host if isinstance(address, TcpAddress) else None
         try:
-            hostname = address.host if isinstance(address, TcpAddress) else None
-            opened = negotiate(stream, export, contexts=contexts, tls=tls, hostname=hostname)
+            return cls.over(stream, export, contexts=contexts, tls=tls, hostname=hostname, timeout=timeout)
         except BaseException:
             stream.close()
             raise
+
+    @classmethod
+    def over(
+        cls,
+        stream: Stream,
+        export: str,
+        *,
+        contexts: Sequence[str] = (),
+        tls: TlsCredentials | None = None,
+        hostname: str | None = None,
+        timeout: float = 60.0,
+    ) -> Self:
+        """Open `export` over a `stream` that is connected already and that the client owns if this succeeds."""
+        opened = negotiate(stream, export, contexts=contexts, tls=tls, hostname=hostname)
         return cls(stream, opened, export, timeout)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:

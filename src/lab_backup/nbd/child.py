@@ -1,0 +1,109 @@
+"""Programs that work for this process and never outlive it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab_backup.errors import NotFoundError
+from lab_backup.units import KiB
+
+STOP_TIMEOUT = 10.0
+"""Seconds between asking a program to end and killing it."""
+
+MAX_SAID = 16 * KiB
+"""How much of what a program says is kept: the beginning, where the cause stands."""
+
+_LAUNCHER = Path(__file__).with_name("launch.py")
+
+
+class Child:
+    """A running program. When this process dies, even by SIGKILL, the kernel kills the program.
+
+    That signal is bound to the thread that started it, so each child has a thread of its own, which also reads what
+    the program says on stderr.
+    """
+
+    def __init__(self, command: Sequence[str], *, package: str, listener: socket.socket | None = None) -> None:
+        """Start `command`; give it `listener`, a listening socket, as systemd would.
+
+        Raises NotFoundError where the program is not installed; `package` is what Debian calls what is missing.
+        """
+        if shutil.which(command[0]) is None:
+            raise NotFoundError(f"the program {command[0]} is not installed", hint=f"install {package}")
+        self._said = b""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failure: OSError | None = None
+        self._started = threading.Event()
+        fd = -1 if listener is None else listener.fileno()
+        launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(fd), *command]
+        self._thread = threading.Thread(target=self._tend, args=(launcher, fd), name=f"tend {command[0]}", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def pid(self) -> int:
+        """The program's process id."""
+        return self._running.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._running.poll() is None
+
+    @property
+    def said(self) -> str:
+        """What it has said on stderr so far."""
+        return self._said.decode(errors="replace")
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds for its end; return whether it ended, with all that it said known."""
+        try:
+            self._running.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        self._thread.join(1.0)  # its last words; a grandchild may hold the pipe open for longer
+        return True
+
+    def stop(self) -> None:
+        """End it, first politely, and wait until it is gone. May be called several times."""
+        if self.alive:
+            self._running.terminate()
+            if not self.wait(STOP_TIMEOUT):
+                self._running.kill()
+        self.wait(STOP_TIMEOUT)
+
+    @property
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the program was never started")
+        return self._process
+
+    def _tend(self, launcher: list[str], fd: int) -> None:
+        try:
+            self._process = subprocess.Popen(
+                launcher,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[] if fd < 0 else [fd],
+                env=os.environ | {"LC_ALL": "C"},  # what it says is matched against known texts
+                cwd="/",
+                process_group=0,  # Ctrl-C is ours to handle; it must not take the disk away under a running read
+            )
+        except OSError as error:
+            self._failure = error
+            return
+        finally:
+            self._started.set()
+        if self._process.stderr is not None:
+            with self._process.stderr as stream:
+                while said := os.read(stream.fileno(), MAX_SAID):
+                    self._said += said[: MAX_SAID - len(self._said)]
+        self._process.wait()
