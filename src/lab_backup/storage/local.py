@@ -156,6 +156,7 @@ class LocalStorage(StorageBackend):
         while pending:
             folder = pending.pop()
             with self._errors(folder):
+                self._check_root()
                 yield from self._list_folder(folder, pending)
 
     def stat(self, path: str) -> ObjectInfo:
@@ -240,18 +241,25 @@ class LocalStorage(StorageBackend):
 
     def _open_below(self, folder: int, name: str, path: str, *, make: bool) -> int:
         if make and path not in self._durable:
-            with suppress(FileExistsError):
-                os.mkdir(name, _FOLDER_MODE, dir_fd=folder)
-            # Also where it existed: whoever made it, a thread or another process, may not have synced it yet.
-            os.fsync(folder)
-            self._durable.add(path)
+            self._make_folder(folder, name, path)
         try:
             return os.open(name, _FOLDER, dir_fd=folder)
+        except FileNotFoundError:
+            if not make:
+                raise
+            self._make_folder(folder, name, path)  # somebody removed it since
+            return os.open(name, _FOLDER, dir_fd=folder)
         except OSError as error:
-            self._durable.discard(path)
             if error.errno in {errno.ENOTDIR, errno.ELOOP} and stat.S_ISLNK(_status(name, folder).st_mode):
                 raise self._link_error(path) from error
             raise
+
+    def _make_folder(self, folder: int, name: str, path: str) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(name, _FOLDER_MODE, dir_fd=folder)
+        # Also where it existed: whoever made it, a thread or another process, may not have synced it yet.
+        os.fsync(folder)
+        self._durable.add(path)
 
     @contextmanager
     def _temporary_folder(self) -> Iterator[int]:
@@ -270,7 +278,6 @@ class LocalStorage(StorageBackend):
         try:
             folder = self._open_folder(path)
         except (FileNotFoundError, NotADirectoryError):
-            self._check_root()
             return
         try:
             with os.scandir(folder) as entries:
