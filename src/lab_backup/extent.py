@@ -47,7 +47,7 @@ def intersect(wanted: Iterable[Extent], kinds: Iterable[Extent]) -> Iterator[Ext
     for want in wanted:
         at = want.offset
         while at < want.end:
-            while kind is not None and kind.end <= at:
+            while kind is not None and (kind.end <= at or kind.length == 0):
                 kind = next(stream, None)
             if kind is None or kind.offset >= want.end:
                 yield Extent(at, want.end - at)

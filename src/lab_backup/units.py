@@ -10,9 +10,9 @@ GiB = 1024 * MiB
 TiB = 1024 * GiB
 
 _SUFFIXES = {"": 1, "B": 1, "K": KiB, "KIB": KiB, "M": MiB, "MIB": MiB, "G": GiB, "GIB": GiB, "T": TiB, "TIB": TiB}
-_SIZE = re.compile(r"(\d+)\s*([A-Za-z]*)")
+_SIZE = re.compile(r"([0-9]{1,30})\s*([A-Za-z]*)")  # longer numbers are no sizes, and int() refuses them
 _DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_DURATION = re.compile(r"(\d+)\s*([smhdw]?)")
+_DURATION = re.compile(r"([0-9]{1,30})\s*([smhdw]?)")
 
 
 def parse_size(text: str) -> int:
@@ -31,7 +31,7 @@ def format_size(count: int) -> str:
     """Return `count` bytes in IEC units with one decimal: `1.5 MiB`; whole bytes below one KiB."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024 or unit == "TiB":
+        if round(abs(value), 1) < 1024 or unit == "TiB":
             return f"{int(value)} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     raise AssertionError
@@ -50,7 +50,7 @@ def parse_duration(text: str) -> int:
 
 def format_duration(seconds: float) -> str:
     """Return `seconds` the way a person reads them: `4.2 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:
