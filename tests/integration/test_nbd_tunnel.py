@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from lab_backup.nbd.client import NbdClient
 from lab_backup.nbd.errors import NbdConnectionError
 from lab_backup.nbd.server import QemuNbd
 from lab_backup.nbd.tunnel import SshHost, SshTunnel, TunnelError
+from support.waiting import has_ended, wait_until
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Sshd:
 
 def make_key(path: Path) -> Path:
     """Make an unencrypted key pair at `path` and `path.pub`."""
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True, timeout=30)
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)]
+    subprocess.run(command, check=True, timeout=30)
     return path
 
 
@@ -79,14 +81,6 @@ def wait_for_port(port: int) -> None:
         return True
 
     wait_until(connects)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds; fail after some seconds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -139,13 +133,7 @@ def test_ssh_dies_with_its_owner(sshd: Sshd, image: Path) -> None:
             pid = int(owner.stdout.readline())
             assert Path(f"/proc/{pid}/comm").read_text().strip() == "ssh"
             owner.send_signal(signal.SIGKILL)
-    wait_until(lambda: is_gone(pid))
-
-
-def is_gone(pid: int) -> bool:
-    """Tell whether the process ended; a zombie that nobody has reaped yet has ended."""
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    wait_until(lambda: has_ended(pid))
 
 
 def test_a_remote_socket_that_is_not_there_is_a_clear_error(sshd: Sshd, tmp_path: Path) -> None:
