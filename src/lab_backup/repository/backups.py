@@ -11,7 +11,7 @@ from lab_backup.repository import marks
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import BackupNotFoundError, DamagedError
 from lab_backup.repository.manifest import Manifest
-from lab_backup.repository.marks import Mark, MarkKind, State, StoredMark, Verification
+from lab_backup.repository.marks import Mark, MarkKind, MarkValue, State, StoredMark
 from lab_backup.repository.repository import Repository
 from lab_backup.storage.base import ObjectNotFoundError
 
@@ -114,7 +114,7 @@ class Backups:
         backups = self.all()
         if spec.startswith("latest:"):
             return self._latest_named(spec.removeprefix("latest:"), backups)
-        if not re.fullmatch(r"[0-9a-f]{%d,32}" % MIN_PREFIX, spec):
+        if not re.fullmatch(rf"[0-9a-f]{{{MIN_PREFIX},32}}", spec):
             raise UsageError(
                 f"{spec!r} is not a backup",
                 hint=f"give an id, at least {MIN_PREFIX} characters of one, or latest:vm/NAME",
@@ -151,9 +151,7 @@ class Backups:
             )
         return fitting[-1]
 
-    def mark(
-        self, backup_id: str, kind: MarkKind, value: bool | list[str] | Verification, *, time: str, by: str = ""
-    ) -> None:
+    def mark(self, backup_id: str, kind: MarkKind, value: MarkValue, *, time: str, by: str = "") -> None:
         """Record a statement about a backup, durably; it overrules earlier ones of its kind, which then go."""
         existing = self.marks(backup_id)
         path = marks.new_path(backup_id, existing)

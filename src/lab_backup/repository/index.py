@@ -8,7 +8,7 @@ import struct
 from typing import NamedTuple
 
 from lab_backup.repository.errors import DamagedError
-from lab_backup.repository.pack import ENTRY, HEADER_SIZE, MAX_SIZE, TAG, WRAPPED, PackInfo, PackKind
+from lab_backup.repository.pack import ENTRY, MAX_SIZE, WRAPPED, PackInfo, PackKind, check_table
 
 _PACK = struct.Struct(f"<16sBQ{WRAPPED}sI")  # id, kind, size, wrapped key, entries
 
@@ -44,10 +44,6 @@ def decode(payload: bytes, path: str) -> list[IndexedPack]:
         at += len(table)
         if kind not in set(PackKind) or size > MAX_SIZE or len(table) != count * ENTRY.size:
             raise DamagedError(f"{path} describes an impossible pack")
-        if any(
-            offset < HEADER_SIZE or stored < TAG or offset + stored > size
-            for _, offset, stored, _, _ in ENTRY.iter_unpack(table)
-        ):
-            raise DamagedError(f"{path} names a place outside its pack")
+        check_table(table, size, path)
         packs.append(IndexedPack(PackInfo(pack_id, PackKind(kind), size, wrapped), table))
     return packs

@@ -8,6 +8,7 @@ without sharing a key that decrypts. A slot wraps these 64 bytes under a passphr
 
 import base64
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -120,6 +121,20 @@ class KeySlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_kib: int = 0
     iterations: int = 0
     lanes: int = 0
+    checksum: str = ""
+
+    def _digest(self) -> str:
+        fields = {name: value for name, value in msgspec.to_builtins(self).items() if name != "checksum"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def with_checksum(self) -> "KeySlot":
+        """Return the same slot with the checksum that tells damage from a wrong passphrase."""
+        return msgspec.structs.replace(self, checksum=self._digest())
+
+    @property
+    def intact(self) -> bool:
+        """Whether the slot is as it was written. Says nothing against forgery: opening it does."""
+        return self.checksum == self._digest()
 
     def _associated(self, repository_id: str) -> bytes:
         fixed = (self.version, self.id, self.kind, self.memory_kib, self.iterations, self.lanes, self.salt.hex())
@@ -175,4 +190,4 @@ def passphrase_slot(keys: RepositoryKeys, passphrase: str, repository_id: str, *
     )  # fmt: skip
     raw = keys.master + keys.identity
     wrapped = AESGCM(empty._wrapping_key(passphrase)).encrypt(empty.nonce, raw, empty._associated(repository_id))  # noqa: SLF001  its own class
-    return msgspec.structs.replace(empty, wrapped=wrapped)
+    return msgspec.structs.replace(empty, wrapped=wrapped).with_checksum()

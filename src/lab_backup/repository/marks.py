@@ -25,12 +25,15 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     sample: float | None = None
 
 
+MarkValue = bool | list[str] | Verification
+
+
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
     """One statement about one backup. `value` is a truth, a list of tags, or a verification."""
 
     backup: str
     kind: MarkKind
-    value: bool | list[str] | Verification
+    value: MarkValue
     time: str
     by: str = ""
 

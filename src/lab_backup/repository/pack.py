@@ -150,14 +150,13 @@ def parse_header(data: bytes, pack_id: bytes, size: int, repository_id: bytes) -
     return PackInfo(pack_id, PackKind(kind), size, data[_HEAD.size : HEADER_SIZE])
 
 
-def parse_table(table: bytes, limit: int) -> list[Entry]:
-    """Return the entries of a table of contents, each lying below `limit` bytes. Raises DamagedError."""
-    entries = [Entry(*fields) for fields in ENTRY.iter_unpack(table)]
+def check_table(table: bytes, limit: int, what: str) -> None:
+    """Raise DamagedError, naming `what`, unless every entry of a table lies between the header and `limit`."""
     if any(
-        entry.offset < HEADER_SIZE or entry.offset + entry.stored > limit or entry.stored < TAG for entry in entries
+        offset < HEADER_SIZE or stored < TAG or offset + stored > limit
+        for _, offset, stored, _, _ in ENTRY.iter_unpack(table)
     ):
-        raise DamagedError("a table of contents names a place outside its pack")
-    return entries
+        raise DamagedError(f"{what} names a place outside its pack")
 
 
 class FinishedPack(NamedTuple):

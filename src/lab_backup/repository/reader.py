@@ -14,18 +14,8 @@ from lab_backup.repository.disk_writer import default_threads
 from lab_backup.repository.errors import ChunkCorruptError, ChunkMissingError, DamagedError
 from lab_backup.repository.manifest import DiskEntry, FileEntry
 from lab_backup.repository.manifest import Entry as ManifestEntry
-from lab_backup.repository.pack import (
-    END_MAGIC,
-    HEADER_SIZE,
-    TRAILER,
-    Entry,
-    PackInfo,
-    PackKind,
-    pack_path,
-    parse_header,
-    parse_table,
-    unwrap,
-)
+from lab_backup.repository.pack import ENTRY, Entry, PackInfo, PackKind
+from lab_backup.repository.pack_table import read_table
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.tree import FAN_OUT, MAX_NODE, TreeReader, TreeRef, decode_node
 from lab_backup.storage.base import ObjectNotFoundError
@@ -163,24 +153,11 @@ class Reader:
 
     def pack_table(self, info: PackInfo) -> list[Entry]:
         """Return the table of contents that the pack itself holds. Raises DamagedError, ObjectNotFoundError."""
-        storage, repository = self._repository.storage, self._repository
-        cipher = unwrap(info, repository.id, repository.wrapping_key(info.kind))
-        trailer = storage.read(info.path, max(0, info.size - TRAILER.size), TRAILER.size)
-        if len(trailer) != TRAILER.size or trailer[-4:] != END_MAGIC:
-            raise DamagedError(
-                f"pack {info.id.hex()} does not end like a pack", hint="it is cut off or was overwritten"
-            )
-        length, count, _ = TRAILER.unpack(trailer)
-        at = info.size - TRAILER.size - length
-        if at < HEADER_SIZE:
-            raise DamagedError(f"pack {info.id.hex()} claims an impossible table of contents")
-        return parse_table(cipher.decrypt_toc(info.id, at, storage.read(info.path, at, length), count), at)
-
-    def pack_header(self, pack_id: bytes, size: int) -> PackInfo:
-        """Return what the pack itself says of itself. Raises DamagedError, ObjectNotFoundError."""
-        return parse_header(
-            self._repository.storage.read(pack_path(pack_id), 0, HEADER_SIZE), pack_id, size, self._repository.id
-        )
+        repository = self._repository
+        found = read_table(repository.storage, info.id, info.size, repository.id, repository.wrapping_key)
+        if found.info != info:
+            raise DamagedError(f"the header of pack {info.id.hex()} is not what the index says")
+        return [Entry(*fields) for fields in ENTRY.iter_unpack(found.table)]
 
     # --- disks ---
 

@@ -21,7 +21,8 @@ from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, DEFAULT_GRACE, Conf
 from lab_backup.repository.envelope import Kind, seal, unseal
 from lab_backup.repository.errors import DamagedError, NotARepositoryError, RepositoryExistsError, WrongKeyError
 from lab_backup.repository.keys import RECOVERY_PREFIX, KeySlot, RepositoryKeys, passphrase_slot, plain_slot
-from lab_backup.repository.pack import PackCipher, PackInfo, PackKind, unwrap
+from lab_backup.repository.pack import PACK_ID, PackCipher, PackInfo, PackKind, unwrap
+from lab_backup.repository.pack_table import read_table
 from lab_backup.storage.base import NoSpaceError, ObjectExistsError, ObjectNotFoundError, StorageBackend
 from lab_backup.units import MiB
 
@@ -246,10 +247,32 @@ class Repository:
         self.cache.forget(loaded - present)
         if loaded - present:
             self._set_states(removed, condemned, damage)
-        for path, payload in self.read_objects(Kind.INDEX, sorted(present - loaded)):
+        for path, payload in self._parallel(self._index_or_damage, sorted(present - loaded)):
             if payload is not None:
-                self.cache.load(path, index.decode(payload, path))
+                self.cache.load(path, payload)
         self._set_states(removed, condemned, damage)
+
+    def _index_or_damage(self, path: str) -> list[index.IndexedPack] | None:
+        """Return an index object's packs; those of a damaged one from the packs themselves."""
+        payload = self._stored_or_none(path)
+        if payload is None:
+            return None
+        try:
+            return index.decode(self.unseal(Kind.INDEX, path, payload), path)
+        except DamagedError:
+            return self.rebuild(known={info.id for _, info in self.cache.packs()})
+
+    def rebuild(self, *, known: set[bytes]) -> list[index.IndexedPack]:
+        """Return the tables of all packs in the storage but the `known` ones, read from the packs; damaged ones are passed over."""
+        packs = []
+        for info in self.storage.list("packs"):
+            try:
+                pack_id = bytes.fromhex(info.path.rsplit("/", 1)[1])
+                if pack_id not in known and len(pack_id) == PACK_ID:
+                    packs.append(read_table(self.storage, pack_id, info.size, self.id, self.wrapping_key))
+            except (ValueError, DamagedError, ObjectNotFoundError):
+                continue
+        return packs
 
     def _set_states(self, removed: set[bytes], condemned: set[bytes], damage: DamageList) -> None:
         self.cache.set_states(removed=removed, condemned=condemned)

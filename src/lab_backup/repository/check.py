@@ -1,0 +1,305 @@
+"""Verification: everything that backups refer to is there, and reads back as it was written.
+
+Three depths. *Structure* reads every manifest, index object and tree node, and looks that every pack is there at its full size. A *sample*
+reads some of the chunks as well, *full* all of them. What is found is recorded in the repository, so that the next backup stores it again.
+"""
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from lab_backup.repository import config as config_object
+from lab_backup.repository import index
+from lab_backup.repository.backups import Backup, Backups
+from lab_backup.repository.cache import Location
+from lab_backup.repository.disk_writer import default_threads
+from lab_backup.repository.envelope import Kind
+from lab_backup.repository.errors import DamagedError
+from lab_backup.repository.keys import KeySlot
+from lab_backup.repository.live_set import LiveSet
+from lab_backup.repository.manifest import Entry as ManifestEntry
+from lab_backup.repository.marks import Verification
+from lab_backup.repository.pack import Entry, PackInfo, PackKind
+from lab_backup.repository.reader import Reader, ranges
+from lab_backup.repository.repository import CONDEMNED, DAMAGED, INDEX, KEYS, REMOVED, DamageList, Repository
+from lab_backup.repository.walk import Walk
+from lab_backup.storage.base import ObjectNotFoundError
+
+BATCH = 65536  # chunks sorted by pack at once: 8 GiB of a disk, 10 MiB of memory
+SECONDS_PER_DAY = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something wrong: `what` in words, the blob and pack if it is one, and what it touches (`backup/disk@offset`)."""
+
+    what: str
+    missing: bool
+    blob: str | None = None
+    pack: str | None = None
+    touches: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Report:
+    """The outcome. `checked` counts blobs whose place was checked, `read` those whose content was."""
+
+    checked: int = 0
+    read: int = 0
+    bytes_read: int = 0
+    backups: int = 0
+    damage: list[Damage] = field(default_factory=list)
+
+    @property
+    def corrupt(self) -> int:
+        """How many things are there but wrong."""
+        return sum(not damage.missing for damage in self.damage)
+
+    @property
+    def missing(self) -> int:
+        """How many things are not there."""
+        return sum(damage.missing for damage in self.damage)
+
+
+class Checker:
+    """One verification run."""
+
+    def __init__(self, repository: Repository, directory: Path, *, advance: Callable[[int], None]) -> None:
+        """Verify `repository`; ids already seen are kept in a temporary folder below `directory`."""
+        self._repository = repository
+        self._directory = directory
+        self._advance = advance
+        self._reader = Reader(repository)
+        self._backups = Backups(repository)
+        self._report = Report()
+        self._bad_blobs: dict[bytes, tuple[str, bool, int | None]] = {}  # id → words, missing, pack
+        self._bad_packs: set[int] = set()
+        self._sizes: dict[str, int] = {}
+
+    def run(self, backups: list[Backup] | None, *, share: float, day: int) -> Report:
+        """Verify `backups` (None: all, and the repository's other objects too); read the content of `share` (0 to 1) of the chunks.
+
+        Which share depends on `day`: runs on 1/share days in a row read everything once. Storage errors pass through:
+        a storage that cannot be reached is not damage.
+        """
+        whole = backups is None
+        chosen = self._backups.all() if backups is None else backups
+        for path, error in self._backups.damaged.items() if whole else ():
+            self._report.damage.append(Damage(str(error), missing=False, touches=(path,)))
+        if whole:
+            self._check_objects()
+        self._sizes = {info.path: info.size for info in self._repository.storage.list("packs")}
+        self._report.backups = len(chosen)
+        with LiveSet(self._directory) as seen:
+            walk = Walk(self._repository, self._reader, seen=seen.add)
+            for batch in _batches(self._locations(walk, chosen), BATCH):
+                self._read(batch, share, day)
+        if share >= 1:
+            self._check_tables()
+        self._explain(chosen)
+        return self._report
+
+    # --- objects besides packs ---
+
+    def _check_objects(self) -> None:
+        """Read every sealed object, key slot and the config."""
+        repository = self._repository
+        config_object.decode(repository.storage.read(config_object.PATH), repository.storage.url).verify(
+            repository.keys.metadata
+        )
+        for prefix, kind in (
+            (INDEX, Kind.INDEX),
+            (CONDEMNED, Kind.CONDEMNED),
+            (REMOVED, Kind.REMOVED),
+            (DAMAGED, Kind.DAMAGED),
+        ):
+            for info in repository.storage.list(prefix):
+                try:
+                    payload = repository.get_object(kind, info.path)
+                    if kind == Kind.INDEX:
+                        index.decode(payload, info.path)
+                except ObjectNotFoundError:
+                    continue
+                except DamagedError as error:
+                    self._report.damage.append(Damage(str(error), missing=False, touches=(info.path,)))
+        for info in repository.storage.list(KEYS):
+            try:
+                intact = msgspec.json.decode(repository.storage.read(info.path), type=KeySlot).intact
+            except (msgspec.DecodeError, ObjectNotFoundError):
+                intact = False
+            if not intact:
+                self._report.damage.append(
+                    Damage(
+                        f"{info.path} is damaged: its passphrase no longer opens the repository",
+                        missing=False,
+                        touches=(info.path,),
+                    )
+                )
+
+    # --- blobs ---
+
+    def _locations(self, walk: Walk, backups: list[Backup]) -> Iterator[Location]:
+        """Yield every blob of the backups once, where its pack seems to be whole."""
+
+        def broken(identity: bytes, _level: int, _offset: int, error: DamagedError) -> None:
+            place = self._repository.cache.locate(identity)
+            self._bad_blobs.setdefault(identity, (str(error), place is None, place.pack if place else None))
+
+        for backup in backups:
+            for entry in (*backup.manifest.disks, *backup.manifest.files):
+                for identity, level, _ in walk.survey(entry.tree, on_damage=broken):
+                    self._report.checked += 1
+                    self._advance(0 if level is not None else entry.chunk_size)
+                    place = self._repository.cache.locate(identity)
+                    if place is None:
+                        what = "chunk" if level is None else "tree node"
+                        self._bad_blobs[identity] = (
+                            f"{what} {identity.hex()[:16]} is nowhere in the repository",
+                            True,
+                            None,
+                        )
+                    elif self._pack_is_whole(place):
+                        if level is None:
+                            yield place
+                    else:
+                        info = self._repository.cache.pack(place.pack)
+                        gone = info.path not in self._sizes
+                        words = "is gone" if gone else "does not have the size that it was written with"
+                        self._bad_blobs[identity] = (f"pack {info.id.hex()} {words}", gone, place.pack)
+
+    def _pack_is_whole(self, place: Location) -> bool:
+        info = self._repository.cache.pack(place.pack)
+        size = self._sizes.get(info.path)
+        if size is None:
+            # It may be younger than our listing.
+            try:
+                size = self._sizes[info.path] = self._repository.storage.stat(info.path).size
+            except ObjectNotFoundError:
+                self._bad_packs.add(place.pack)
+        return size == info.size
+
+    def _read(self, batch: list[Location], share: float, day: int) -> None:
+        """Read the blobs that today's share takes in, many packs at once."""
+        if share <= 0:
+            return
+        chosen = [place for place in batch if share >= 1 or _in_share(place.entry.id, share, day)]
+        requests = list(ranges(chosen))
+        with ThreadPoolExecutor(default_threads(), thread_name_prefix="verify") as pool:
+            for count, size, bad in pool.map(lambda request: self._read_request(*request), requests):
+                self._report.read += count
+                self._report.bytes_read += size
+                self._bad_blobs.update(bad)
+
+    def _read_request(
+        self, number: int, entries: list[Entry]
+    ) -> tuple[int, int, dict[bytes, tuple[str, bool, int | None]]]:
+        places = [Location(number, entry) for entry in entries]
+        size = sum(entry.stored for entry in entries)
+        try:
+            for _ in self._reader.read_blobs(places, PackKind.DATA):
+                pass
+        except DamagedError:
+            return len(places), size, self._one_by_one(places)
+        return len(places), size, {}
+
+    def _one_by_one(self, places: list[Location]) -> dict[bytes, tuple[str, bool, int | None]]:
+        bad: dict[bytes, tuple[str, bool, int | None]] = {}
+        for place in places:
+            try:
+                for _ in self._reader.read_blobs([place], PackKind.DATA):
+                    pass
+            except DamagedError as error:
+                bad[place.entry.id] = (str(error), False, place.pack)
+        return bad
+
+    def _check_tables(self) -> None:
+        """Read header and table of contents of every pack: what a lost index would be rebuilt from."""
+        for number, info in list(self._repository.cache.packs()):
+            if number in self._bad_packs or self._sizes.get(info.path) != info.size:
+                continue
+            try:
+                self._reader.pack_table(info)
+            except DamagedError as error:
+                self._report.damage.append(Damage(str(error), missing=False, pack=info.id.hex()))
+            except ObjectNotFoundError:
+                continue
+
+    # --- what it means ---
+
+    def _explain(self, backups: list[Backup]) -> None:
+        """Name the backups and disks that each damaged blob touches. Walks again, but only if there is damage."""
+        touched: dict[bytes, list[str]] = {identity: [] for identity in self._bad_blobs}
+        if touched:
+            for backup in backups:
+                for entry in (*backup.manifest.disks, *backup.manifest.files):
+                    for identity, offset in self._touches(entry):
+                        touched[identity].append(f"{backup.id}/{entry.name}@{offset}")
+        for identity, (words, missing, number) in self._bad_blobs.items():
+            pack = None if number is None else self._repository.cache.pack(number).id.hex()
+            self._report.damage.append(
+                Damage(words, missing=missing, blob=identity.hex(), pack=pack, touches=tuple(touched[identity]))
+            )
+
+    def _touches(self, entry: ManifestEntry) -> Iterator[tuple[bytes, int]]:
+        walk = Walk(self._repository, self._reader)
+        for identity, _, offset in walk.survey(entry.tree, on_damage=lambda *_: None):
+            if identity in self._bad_blobs:
+                yield identity, offset
+
+    def record(self, backups: list[Backup], *, share: float, by: str) -> None:
+        """Write into the repository what was found: damaged blobs, so that writers store them again, and each backup's state."""
+        packs, blobs = set(), []
+        for identity, (_, _, number) in self._bad_blobs.items():
+            if number is None:
+                continue
+            info: PackInfo = self._repository.cache.pack(number)
+            if info.path in self._sizes:
+                blobs.append((info.id.hex(), identity.hex()))
+            else:
+                packs.add(info.id.hex())
+        if packs or blobs:
+            known = self._repository.damage()
+            fresh = DamageList(packs=sorted(packs - set(known.packs)), blobs=sorted(set(blobs) - set(known.blobs)))
+            if fresh.packs or fresh.blobs:
+                self._repository.put_object(
+                    Kind.DAMAGED, f"{DAMAGED}/{secrets.token_hex(16)}", msgspec.json.encode(fresh)
+                )
+        bad = {touch.split("/")[0] for damage in self._report.damage for touch in damage.touches}
+        time = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        for backup in backups:
+            outcome = Verification(
+                time=time, level=_level(share), ok=backup.id not in bad, sample=share if 0 < share < 1 else None
+            )
+            if self._backups.exists(backup.id):
+                self._backups.mark(backup.id, "verified", outcome, time=time, by=by)
+
+
+def _level(share: float) -> Literal["structure", "sample", "full"]:
+    if share <= 0:
+        return "structure"
+    return "full" if share >= 1 else "sample"
+
+
+def _in_share(blob_id: bytes, share: float, day: int) -> bool:
+    """Whether today is this blob's day: ids are random, so their first bytes spread blobs evenly over the days."""
+    position = int.from_bytes(blob_id[:4], "big") / 2**32
+    start = day * share % 1.0
+    return (position - start) % 1.0 < share
+
+
+def _batches(items: Iterable[Location], size: int) -> Iterator[list[Location]]:
+    stream = iter(items)
+    while batch := list(itertools.islice(stream, size)):
+        yield batch
+
+
+def today(now: datetime) -> int:
+    """Return the number of the day, which chooses a sample."""
+    return int(now.timestamp() // SECONDS_PER_DAY)
