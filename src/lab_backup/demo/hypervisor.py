@@ -1,0 +1,190 @@
+"""A private libvirt daemon: it shares nothing with the machine's own, needs no configuration, and leaves nothing.
+
+It is a *session* daemon (libvirt.org: "Connection URIs") of an unprivileged account, with a home and a runtime folder
+of its own below one short temporary directory. QEMU runs as that account, and may write anywhere in the directory.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import libvirt
+
+from lab_backup.demo.accelerator import Accelerator, kvm_boots
+from lab_backup.demo.account import Account
+from lab_backup.demo.errors import DemoError
+from lab_backup.demo.guest import GuestImage
+
+_START_SECONDS = 60.0  # the first connection looks at every QEMU: 2 to 4 s on an idle machine
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+_OWN_PROGRAMS = ("libvirtd", "virtlogd", "swtpm", "qemu-")
+
+
+class Hypervisor:
+    """A context manager around the daemon. Leaving it ends the daemon, all its guests, and removes the directory."""
+
+    def __init__(self, image: GuestImage, *, accelerator: Accelerator = Accelerator.AUTO) -> None:
+        """Prepare, without starting anything. Guests boot a copy of `image`, which QEMU's account need not reach."""
+        # Without access to /dev/kvm, libvirt spares itself to look at what it offers: 3 s instead of 8 s here.
+        self.account = Account.for_hypervisor(kvm=accelerator is not Accelerator.TCG)
+        self._source = image
+        self._wanted = accelerator
+        self._directory: Path | None = None
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self._connection: Any = None
+
+    def __enter__(self) -> Self:
+        self._directory = Path(tempfile.mkdtemp(prefix="lb-"))
+        try:
+            self._furnish()
+            self.start()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    @property
+    def directory(self) -> Path:
+        """Where images, sockets and scratch files go: QEMU's account owns it, and its path is short."""
+        if self._directory is None:
+            raise DemoError("the private hypervisor is not running")
+        return self._directory
+
+    @property
+    def uri(self) -> str:
+        """Where to connect. It stays the same over restarts."""
+        return f"qemu+unix:///session?socket={self.directory}/run/libvirt/libvirt-sock"
+
+    @property
+    def image(self) -> GuestImage:
+        """The kernel and initial file system that its guests boot, readable for QEMU."""
+        return GuestImage(self.directory / "vmlinuz", self.directory / "initrd.img")
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """KVM or TCG: what was asked for, or what a probe of at most 3 s found to work."""
+        if self._wanted is not Accelerator.AUTO:
+            return self._wanted
+        offered = "<domain type='kvm'" in self.connection().getCapabilities()
+        return Accelerator.KVM if offered and kvm_boots(self.image, self.account) else Accelerator.TCG
+
+    def connection(self) -> Any:
+        """Return a living libvirt connection, a new one where the last was lost."""
+        if self._connection is None or not self._connection.isAlive():
+            self._connection = self._connect(time.monotonic() + _START_SECONDS)
+        return self._connection
+
+    def start(self) -> None:
+        """Start the daemon, and wait until it answers. It takes over guests that run already."""
+        runtime = self.directory / "run"
+        environment = {"HOME": str(self.directory / "home"), "XDG_RUNTIME_DIR": str(runtime)}
+        with (self.directory / "libvirtd.log").open("ab") as log:
+            try:
+                self._daemon = self.account.start(["libvirtd"], output=log, environment=environment)
+            except FileNotFoundError as error:
+                raise DemoError("libvirtd is not installed", hint="run make setup, which installs it") from error
+        self._connection = self._connect(time.monotonic() + _START_SECONDS)
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End the daemon alone, politely or (`kill`) by SIGKILL. Its guests run on."""
+        self._connection = None
+        if self._daemon is None:
+            return
+        self._daemon.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+        try:
+            self._daemon.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._daemon.kill()
+            self._daemon.wait()
+        self._daemon = None
+
+    def restart(self, *, kill: bool = False) -> None:
+        """End the daemon as `stop` does, and start it anew. Its guests run on."""
+        self.stop(kill=kill)
+        self.start()
+
+    def qemu_pid(self, domain: str) -> int | None:
+        """Return the process of a running domain, or None."""
+        try:
+            pid = int((self.directory / "run/libvirt/qemu/run" / f"{domain}.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if pid in self._processes() else None
+
+    def _furnish(self) -> None:
+        home, runtime = self.directory / "home", self.directory / "run"
+        configuration = home / ".config/libvirt"
+        configuration.mkdir(parents=True)
+        runtime.mkdir(mode=0o700)
+        # Guests' console files are opened by libvirtd itself, so that no virtlogd is started and has to be ended.
+        (configuration / "qemu.conf").write_text('stdio_handler = "file"\n')
+        shutil.copyfile(self._source.kernel, self.image.kernel)
+        shutil.copyfile(self._source.initrd, self.image.initrd)
+        for path in (self.directory, *self.directory.rglob("*")):
+            self.account.own(path)
+
+    def _connect(self, deadline: float) -> Any:
+        libvirt.registerErrorHandler(_ignore, None)  # errors are raised as exceptions; libvirt would print them as well
+        while True:
+            try:
+                return libvirt.open(self.uri)
+            except libvirt.libvirtError as error:
+                if self._daemon is None or self._daemon.poll() is not None or time.monotonic() > deadline:
+                    raise DemoError(f"the private libvirtd does not answer: {error}{self._log_tail()}") from error
+            time.sleep(_POLL_SECONDS)
+
+    def _log_tail(self) -> str:
+        lines = (self.directory / "libvirtd.log").read_text(errors="replace").splitlines()
+        return "".join(f"\n  libvirtd: {line}" for line in lines[-3:])
+
+    def _end(self) -> None:
+        self.stop()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while left := list(self._processes()):
+            for pid in left:
+                _kill(pid)
+            if time.monotonic() > deadline:
+                raise DemoError(f"processes {left} of the private hypervisor do not end", hint=f"see {self.directory}")
+            time.sleep(_POLL_SECONDS)
+        shutil.rmtree(self.directory)
+        self._directory = None
+
+    def _processes(self) -> Iterator[int]:
+        """Find what runs for this hypervisor, the daemon itself aside: its programs that name its directory."""
+        marker = os.fsencode(self.directory)
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal() or (self._daemon is not None and int(entry.name) == self._daemon.pid):
+                continue
+            try:
+                arguments = (entry / "cmdline").read_bytes()
+                program = os.fsdecode(os.path.basename(arguments.split(b"\0", 1)[0]))  # noqa: PTH119 - bytes, not a path
+                if not program.startswith(_OWN_PROGRAMS):
+                    continue
+                if marker in arguments or marker in (entry / "environ").read_bytes():
+                    yield int(entry.name)
+            except OSError:  # it ended meanwhile, or is somebody else's
+                continue
+
+
+def _ignore(_context: object, _error: object) -> None:
+    pass
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

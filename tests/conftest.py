@@ -1,0 +1,79 @@
+"""What the tests with real servers share: a short folder for sockets, a private hypervisor, and guests in it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from lab_backup.demo.accelerator import Accelerator
+from lab_backup.demo.disk import DiskSpec, make_disk
+from lab_backup.demo.guest import GuestImage, build_guest
+from lab_backup.demo.hypervisor import Hypervisor
+from lab_backup.demo.machine import Guest, define_guest
+from lab_backup.units import MiB
+
+GuestFactory = Callable[..., Guest]
+"""`factory(name="vm", disks=None, **options)`; see the fixture `guest_factory`."""
+
+
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """Return a new folder whose path is short enough for unix sockets (107 bytes), which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="lb-") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> GuestImage:
+    """Return the kernel and initial file system of the test guests, from the user's cache after the first run."""
+    return build_guest(platformdirs.user_cache_path("lab-backup") / "guest")
+
+
+@pytest.fixture(scope="session")
+def hypervisor(guest_image: GuestImage) -> Iterator[Hypervisor]:
+    """Run a private libvirtd for the whole session. Tests that restart it may; tests that stop it start it again."""
+    # TCG behaves the same on every machine; a /dev/kvm that opens but runs nothing is common in nested environments.
+    accelerator = Accelerator(os.environ.get("LAB_BACKUP_DEMO_ACCEL", "tcg"))
+    with Hypervisor(guest_image, accelerator=accelerator) as running:
+        yield running
+
+
+@pytest.fixture
+def guest_directory(hypervisor: Hypervisor) -> Iterator[Path]:
+    """Return a new short folder that belongs to QEMU's account, for the images, sockets and scratch files of one test."""
+    path = Path(tempfile.mkdtemp(prefix="t-", dir=hypervisor.directory))
+    hypervisor.account.own(path)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def guest_factory(hypervisor: Hypervisor, guest_directory: Path) -> Iterator[GuestFactory]:
+    """Return a function that defines a guest, `factory(name="vm", disks=None, **options)` with those of `define_guest`.
+
+    Without `disks` it gets one of 64 MiB in qcow2 with a file `hello`. Every domain that the test leaves behind in the
+    hypervisor, also those that it restored, is destroyed and undefined at its end.
+    """
+
+    def make(name: str = "vm", disks: list[DiskSpec] | None = None, **options: bool | int) -> Guest:
+        if disks is None:
+            content = guest_directory / f"{name}.content"
+            content.mkdir()
+            (content / "hello").write_text("hello\n")
+            disks = [DiskSpec(guest_directory / f"{name}.qcow2")]
+            make_disk(disks[0].path, 64 * MiB, hypervisor.account, content=content)
+        return define_guest(hypervisor, name, disks, **options)  # type: ignore[arg-type] # mypy cannot split the options
+
+    yield make
+    for domain in hypervisor.connection().listAllDomains():
+        Guest(hypervisor, domain.name()).remove()
+
+
+@pytest.fixture
+def guest(guest_factory: GuestFactory) -> Guest:
+    """Return a running guest with one disk and the guest agent, ready for commands."""
+    return guest_factory().start().wait_ready()
