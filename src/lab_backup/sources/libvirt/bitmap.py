@@ -1,0 +1,101 @@
+"""Dirty bitmaps where they really are: in a running QEMU, seen over its monitor, and in the qcow2 images of a VM that is off.
+
+libvirt's checkpoints are only a memory of them, and may be wrong.
+
+https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (query-block, block-dirty-bitmap-remove)
+"""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import libvirt_qemu
+
+from lab_backup.sources.libvirt.domain import Disk
+from lab_backup.sources.libvirt.errors import HypervisorError, translated
+
+TOOL_TIMEOUT = 120.0
+"""Seconds for one qemu-img command on an image's bitmaps; it rewrites their directory, not the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmap:
+    """A dirty bitmap of one disk. `node` is the QEMU node that holds it, "" in an image that is not in use.
+
+    `dirty` counts the bytes that it marks, where that is known. One that is not `usable` was not closed properly.
+    """
+
+    name: str
+    node: str
+    usable: bool
+    dirty: int | None = None
+
+
+def live(domain: Any, disks: tuple[Disk, ...]) -> dict[str, dict[str, Bitmap]]:
+    """Return the bitmaps in the topmost image of each disk of a running virDomain, by target and name.
+
+    Asking QEMU directly makes libvirt mark the domain as tainted, so this is for when libvirt's own answer is no.
+    """
+    found: dict[str, dict[str, Bitmap]] = {disk.target: {} for disk in disks}
+    for device in _monitor(domain, "query-block"):
+        inserted = device.get("inserted") or {}
+        parts = str(device.get("qdev", "")).split("/")
+        disk = next((disk for disk in disks if disk.alias and disk.alias in parts), None)
+        if disk is None:
+            continue
+        for item in inserted.get("dirty-bitmaps") or ():
+            usable = not item.get("inconsistent") and bool(item.get("recording"))
+            bitmap = Bitmap(str(item.get("name", "")), str(inserted.get("node-name", "")), usable, int(item["count"]))
+            found[disk.target][bitmap.name] = bitmap
+    return found
+
+
+def remove_live(domain: Any, bitmap: Bitmap) -> None:
+    """Remove `bitmap` from a running virDomain."""
+    _monitor(domain, "block-dirty-bitmap-remove", node=bitmap.node, name=bitmap.name)
+
+
+def in_image(path: Path) -> dict[str, Bitmap]:
+    """Return the bitmaps in the qcow2 image at `path`, which may be in use (then what was true at its last opening)."""
+    command = ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", "--", str(path)]
+    data = json.loads(_tool(command, f"look into image {path}")).get("format-specific", {}).get("data", {})
+    return {
+        str(item["name"]): Bitmap(str(item["name"]), "", "in-use" not in item["flags"] and "auto" in item["flags"])
+        for item in data.get("bitmaps", ())
+    }
+
+
+def add_to_image(path: Path, name: str) -> None:
+    """Add a bitmap that records from now on to the qcow2 image at `path`, which nobody has open."""
+    _tool(["qemu-img", "bitmap", "--add", "-f", "qcow2", "--", str(path), name], f"add a bitmap to image {path}")
+
+
+def remove_from_image(path: Path, name: str) -> None:
+    """Remove a bitmap from the qcow2 image at `path`, which nobody has open; no error where it has none of that name."""
+    if name in in_image(path):
+        _tool(["qemu-img", "bitmap", "--remove", "-f", "qcow2", "--", str(path), name], f"remove a bitmap of {path}")
+
+
+def _monitor(domain: Any, command: str, **arguments: str) -> Any:
+    request = {"execute": command, "arguments": arguments}
+    with translated(f"ask QEMU ({command})"):
+        answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps(request), 0))
+    if "error" in answer:
+        raise HypervisorError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+    return answer["return"]
+
+
+def _tool(command: list[str], doing: str) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TOOL_TIMEOUT, check=False, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError as error:
+        raise HypervisorError(f"cannot {doing}: {command[0]} is not installed", hint="install qemu-utils") from error
+    except subprocess.TimeoutExpired as error:
+        raise HypervisorError(f"cannot {doing}: {command[0]} did not end within {TOOL_TIMEOUT:.0f} s") from error
+    if done.returncode:
+        raise HypervisorError(f"cannot {doing}: {done.stderr.strip()}")
+    return done.stdout

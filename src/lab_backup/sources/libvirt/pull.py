@@ -1,0 +1,275 @@
+"""Backing up a running VM by libvirt's pull-mode job."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import libvirt
+
+from lab_backup.errors import LabBackupError
+from lab_backup.nbd.address import UnixAddress
+from lab_backup.nbd.client import NbdClient
+from lab_backup.nbd.protocol import dirty_bitmap
+from lab_backup.sources.libvirt import bitmap, checkpoint, job, ownership, process, quiesce
+from lab_backup.sources.libvirt.connection import Hypervisor
+from lab_backup.sources.libvirt.domain import Disk, Domain
+from lab_backup.sources.libvirt.errors import HypervisorError, LostBackupError, translate
+from lab_backup.sources.libvirt.export import VmDisk, WatchedReader, dirty_extents, open_reader
+from lab_backup.sources.libvirt.guard_process import GuardProcess
+from lab_backup.sources.libvirt.leftovers import Leftovers, clean_up, release
+from lab_backup.sources.libvirt.plan import DiskPlan, check_live
+from lab_backup.sources.libvirt.request import Request
+from lab_backup.sources.libvirt.retirement import retire
+from lab_backup.sources.libvirt.scratch import SocketPlace, make_directory, remove_stale, scratch_files, socket_place
+from lab_backup.sources.libvirt.takeover import clear_the_way
+from lab_backup.sources.source import Consistency
+
+EXPLANATION_LOOKS, EXPLANATION_PAUSE = 10, 0.3
+"""How often, and with how many seconds between, libvirt is asked why a read has failed."""
+
+_DISK_IN_MESSAGE = re.compile(r"for disk '?([\w-]+)'?|disk '?([\w-]+)'? ")
+
+_UNSUPPORTED = {libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED}
+_UNUSABLE_BITMAP = {
+    libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT,
+    libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT,
+    libvirt.VIR_ERR_INVALID_DOMAIN_CHECKPOINT,
+}
+
+
+class PullUnsupportedError(HypervisorError):
+    """This libvirt or QEMU has no pull-mode backups. Nothing was begun."""
+
+
+class PullBackup:
+    """One backup job, from its beginning to its end."""
+
+    def __init__(self, hypervisor: Hypervisor, facts: Domain, plans: Sequence[DiskPlan], request: Request) -> None:
+        """Prepare to back up the disks of `plans`; `begin` does it."""
+        self.warnings: list[str] = []
+        self.notes: list[str] = []
+        self.disks: list[VmDisk] = []
+        self.consistency = Consistency.CRASH
+        self._hypervisor = hypervisor
+        self._facts = facts
+        self._plans = list(plans)
+        self._request = request
+        self._checkpoint = checkpoint.checkpoint_name(request.repository_id, request.backup_id)
+        self._owner = ownership.Owner.new(request.repository_id, request.backup_id, now=datetime.now(UTC))
+        self._guard: GuardProcess | None = None
+        self._seen: dict[str, dict[str, bitmap.Bitmap]] | None = None
+        self._place: SocketPlace | None = None
+        self._committed = False
+
+    def begin(self) -> None:
+        """Freeze, begin the job, thaw, and connect to the exports. After an error `close` must be called."""
+        domain = self._hypervisor.domain(self._facts.uuid)
+        clear_the_way(domain, self._request)
+        self._plans, self._seen = check_live(domain, self._facts, self._plans, repair=True)
+        chosen = [self._disk(plan.name) for plan in self._plans]
+        qemu = process.find(self._facts.uuid)
+        self._place = socket_place(self._owner.token, qemu)
+        scratch = scratch_files(self._facts.uuid, self._owner.token, chosen, self._request.scratch_directory)
+        directories = {path.parent for path in scratch.values()}
+        left = Leftovers(
+            uri=self._hypervisor.uri,
+            uuid=self._facts.uuid,
+            token=self._owner.token,
+            job=True,
+            checkpoint=self._checkpoint,
+            files=(*map(str, scratch.values()), str(self._place.path)),
+            directories=() if self._place.directory is None else (str(self._place.directory),),
+        )
+        self._guard = GuardProcess(left.replace(job=False, checkpoint=None), self._request.limits)
+        ownership.write(domain, self._owner)
+        remove_stale(self._facts.uuid, directories)
+        self._check_space(directories)
+        if self._place.directory is not None and qemu is not None:
+            make_directory(self._place.directory, qemu)
+        self._guard.update(left, watched=tuple(map(str, directories)))
+        self._begin_frozen(domain, scratch, self._guard)
+        self._claim_again(domain)
+        self.disks = [
+            self._export(disk, plan, self._guard.alive) for disk, plan in zip(chosen, self._plans, strict=True)
+        ]
+
+    def check(self) -> None:
+        """Raise LostBackupError if the exports are no longer what they were, or are not ours any more."""
+        if self._guard is not None and (trouble := self._guard.trouble()) is not None:
+            raise LostBackupError(f"the backup of VM {self._facts.name!r} was ended: {trouble}")
+        domain = self._hypervisor.domain(self._facts.uuid)
+        try:
+            if not domain.isActive():
+                raise LostBackupError(
+                    f"VM {self._facts.name!r} stopped while it was being backed up",
+                    hint="run the backup again; a VM that is off can be backed up too",
+                )
+        except libvirt.libvirtError as error:
+            raise translate(error, "see whether the VM still runs") from error
+        running = job.running_job(domain)
+        if running is None or not running.holds(self._owner.token):
+            raise LostBackupError(f"the backup job of VM {self._facts.name!r} was ended by somebody else")
+        owner = ownership.read(domain)
+        if owner is None or owner.token != self._owner.token:
+            raise LostBackupError(f"another backup has taken over VM {self._facts.name!r}")
+
+    def commit(self) -> None:
+        """Keep the new checkpoint; the one that it replaces goes when the source is closed."""
+        self._committed = True
+        if self._guard is not None:
+            self._guard.update(self._guard.left.replace(checkpoint=None))
+
+    def close(self) -> None:
+        """End the job and take back what is not to stay. What cannot be done now, the guard goes on trying."""
+        for disk in self.disks:
+            disk.reader.close()
+        if self._guard is None:
+            return
+        left, problems = clean_up(self._hypervisor, self._guard.left)
+        if problems:
+            self.warnings.extend(f"{problem}; the guard process goes on trying" for problem in problems)
+            with suppress(LabBackupError):
+                self._guard.update(left)
+            self._guard.hand_over()
+            return
+        if self._committed:
+            self._retire_checkpoints()
+        self._guard.finish()
+        try:
+            release(self._hypervisor, left)
+        except LabBackupError as error:
+            self.warnings.append(f"{error}; the claim on the VM will run out by itself")
+
+    def _disk(self, target: str) -> Disk:
+        return next(disk for disk in self._facts.disks if disk.target == target)
+
+    def _check_space(self, directories: set[Path]) -> None:
+        reserve = self._request.limits.scratch_reserve
+        for directory in directories:
+            with suppress(OSError):
+                space = os.statvfs(directory)
+                if space.f_bavail * space.f_frsize < reserve:
+                    raise HypervisorError(
+                        f"there is too little space for scratch files in {directory}",
+                        hint="what the guest overwrites during the backup is kept there; name another directory",
+                    )
+
+    def _begin_frozen(self, domain: Any, scratch: dict[str, Path], guard: GuardProcess) -> None:
+        try:
+            frozen = quiesce.freeze(
+                domain,
+                self._request.quiesce,
+                self._facts.agent,
+                paused=self._facts.paused,
+                before=lambda: guard.update(guard.left.replace(frozen=True)),
+            )
+            self.consistency = frozen.consistency
+            self.warnings.extend(filter(None, [frozen.warning]))
+            self.notes.extend(filter(None, [frozen.note]))
+            self._begin_job(domain, scratch)
+        finally:
+            if guard.left.frozen:
+                self._thaw(domain, guard)
+
+    def _thaw(self, domain: Any, guard: GuardProcess) -> None:
+        try:
+            thawed = quiesce.thaw(domain)
+        except (libvirt.libvirtError, TimeoutError) as error:
+            self.warnings.append(
+                f"the guest could not be thawed: {error or 'its agent does not answer'}; the guard process goes on trying"
+            )
+            return
+        guard.update(guard.left.replace(frozen=False))
+        if thawed == 0 and self.consistency is Consistency.FILESYSTEM:
+            self.consistency = Consistency.CRASH
+            self.warnings.append("crash-consistent: the guest thawed its file systems before the backup had begun")
+
+    def _begin_job(self, domain: Any, scratch: dict[str, Path]) -> None:
+        """Begin; where libvirt objects to a disk's bitmap, do without it, within the same freeze."""
+        for _ in range(2 * len(self._plans) + 2):
+            try:
+                domain.backupBegin(*self._job_xml(scratch), 0)
+            except libvirt.libvirtError as error:
+                self._plans = self._without_trouble(error)
+            else:
+                return
+        raise HypervisorError(f"libvirt refuses every way to back up VM {self._facts.name!r}")
+
+    def _job_xml(self, scratch: dict[str, Path]) -> tuple[str, str | None]:
+        assert self._place is not None  # noqa: S101  `begin` chose it
+        backed = [job.JobDisk(plan.name, scratch[plan.name], plan.since, plan.keeps_bitmap) for plan in self._plans]
+        names = {plan.name for plan in self._plans}
+        others = [disk.target for disk in self._facts.disks if disk.device == "disk" and disk.target not in names]
+        xml = job.backup_xml(job.UnixServer(self._place.path), backed, others)
+        bitmaps = {disk.target: disk.checkpoint for disk in backed} | dict.fromkeys(others, False)
+        if not any(bitmaps.values()):
+            return xml, None
+        text = f"Lab Backup, repository {self._request.repository_id}, backup {self._request.backup_id}"
+        return xml, checkpoint.checkpoint_xml(self._checkpoint, text, bitmaps)
+
+    def _without_trouble(self, error: Any) -> list[DiskPlan]:
+        """Return plans that avoid what libvirt just refused; raise our error where there is no such thing."""
+        code, text = error.get_error_code(), str(error.get_error_message())
+        match = _DISK_IN_MESSAGE.search(text)
+        named = {plan.name for plan in self._plans} & ({match[1] or match[2]} if match else set())
+        concerned = named or {plan.name for plan in self._plans}
+        if code in _UNUSABLE_BITMAP and any(plan.since for plan in self._plans if plan.name in concerned):
+            return [
+                plan.full(f"its record of changes cannot be used: {text}")
+                if plan.name in concerned and plan.since
+                else plan
+                for plan in self._plans
+            ]
+        no_bitmaps = code == libvirt.VIR_ERR_CONFIG_UNSUPPORTED or "bitmap" in text.lower()
+        if no_bitmaps and any(plan.keeps_bitmap for plan in self._plans if plan.name in concerned):
+            self.notes.append(f"the next backup will read {', '.join(sorted(concerned))} whole: {text}")
+            return [
+                replace(plan, since=None, keeps_bitmap=False) if plan.name in concerned else plan
+                for plan in self._plans
+            ]
+        if code in _UNSUPPORTED:
+            raise PullUnsupportedError(f"this hypervisor cannot export a running VM: {text}", code=code) from error
+        raise translate(error, f"begin the backup of VM {self._facts.name!r}") from error
+
+    def _claim_again(self, domain: Any) -> None:
+        """Put our claim back should another backup have written its own meanwhile: the job decides, and it is ours."""
+        owner = ownership.read(domain)
+        if owner is None or owner.token != self._owner.token:
+            ownership.write(domain, self._owner)
+
+    def _export(self, disk: Disk, plan: DiskPlan, alive: Callable[[], None]) -> VmDisk:
+        connect = partial(self._connect, disk.target)
+        dirty = partial(dirty_extents, connect, dirty_bitmap(f"backup-{disk.target}"), self._explain)
+        return VmDisk(
+            name=disk.target,
+            identity=disk.identity,
+            format=disk.format,
+            checkpoint=self._checkpoint if plan.keeps_bitmap else None,
+            full_reason=plan.reason,
+            reader=WatchedReader(open_reader(connect), alive, self._explain),
+            dirty=None if plan.since is None else dirty,
+        )
+
+    def _connect(self, target: str, context: str) -> NbdClient:
+        assert self._place is not None  # noqa: S101  `begin` chose it
+        return NbdClient.connect(UnixAddress(self._place.path), target, contexts=[context])
+
+    def _explain(self) -> None:
+        """Raise what is really the matter when a read failed; libvirt may notice it a moment later than we do."""
+        for _ in range(EXPLANATION_LOOKS):
+            self.check()
+            time.sleep(EXPLANATION_PAUSE)
+
+    def _retire_checkpoints(self) -> None:
+        try:
+            domain = self._hypervisor.domain(self._facts.uuid)
+            retire(domain, self._facts, self._request, self._checkpoint, {disk.name for disk in self.disks}, self._seen)
+        except (LabBackupError, libvirt.libvirtError) as error:
+            self.warnings.append(f"an old checkpoint could not be removed: {error}")

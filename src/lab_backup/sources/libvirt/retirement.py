@@ -1,0 +1,56 @@
+"""Which checkpoints are no longer needed once a new backup is durable."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from lab_backup.sources.libvirt import bitmap, checkpoint
+from lab_backup.sources.libvirt.checkpoint import Checkpoint
+from lab_backup.sources.libvirt.domain import Domain
+from lab_backup.sources.libvirt.request import Request
+
+UNUSED_FOR = timedelta(days=30)
+"""Age at which a checkpoint of the same repository, which no newest backup builds on, is removed."""
+
+
+def superseded(
+    known: list[Checkpoint], new: str, covered: set[str], present: set[str], request: Request, now: datetime
+) -> list[str]:
+    """Return the checkpoints that the checkpoint `new` of the disks `covered` makes useless.
+
+    Those are the ones that the previous backup left, if no other disk of the VM (`present`) needs them, and old ones of
+    the same repository. Those of other repositories are none of our business.
+    """
+    previous = request.previous
+    replaced = set() if previous is None else {disk.checkpoint for disk in previous.disks.values()}
+    result = []
+    for item in known:
+        if item.name == new or not checkpoint.belongs_to(item.name, request.repository_id):
+            continue
+        needed = (set(item.disks) & present) - covered
+        if (item.name in replaced and not needed) or now - item.created > UNUSED_FOR:
+            result.append(item.name)
+    return result
+
+
+def retire(
+    domain: Any,
+    facts: Domain,
+    request: Request,
+    new: str,
+    covered: set[str],
+    seen: Mapping[str, Mapping[str, bitmap.Bitmap]] | None,
+) -> None:
+    """Remove the checkpoints that `new` supersedes, and bitmaps `seen` in QEMU that no checkpoint knows any more."""
+    known = checkpoint.list_all(domain)
+    present = {disk.target for disk in facts.disks}
+    gone = superseded(known, new, covered, present, request, datetime.now(UTC))
+    for name in gone:
+        checkpoint.delete(domain, name)
+    if seen is None:
+        return
+    kept = {item.name for item in known} - set(gone) | {new}
+    for found in bitmap.live(domain, facts.disks).values():
+        for item in found.values():
+            if checkpoint.belongs_to(item.name, request.repository_id) and item.name not in kept:
+                bitmap.remove_live(domain, item)

@@ -1,0 +1,188 @@
+"""Backups of libvirt's VMs: the source that `lab_backup.sources.source` describes."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from lab_backup.errors import LabBackupError
+from lab_backup.nbd.tls import TlsCredentials
+from lab_backup.sources.libvirt import checkpoint
+from lab_backup.sources.libvirt.connection import Hypervisor, shown
+from lab_backup.sources.libvirt.domain import Disk, Domain
+from lab_backup.sources.libvirt.errors import translated
+from lab_backup.sources.libvirt.plan import DiskPlan, check_live, decide
+from lab_backup.sources.libvirt.pull import PullBackup
+from lab_backup.sources.libvirt.request import Method, Request
+from lab_backup.sources.source import ConfigurationFile, Consistency, DiskExport, OpenSource, Previous, Quiesce
+
+
+def identify_vm(name: str, connect: str) -> tuple[str, str]:
+    """Return the UUID and name of the VM that is called `name`, or whose UUID that is. Raises NotFoundError."""
+    with Hypervisor(connect) as hypervisor:
+        domain = hypervisor.find(name)
+        with translated("identify the VM"):
+            return domain.UUIDString(), domain.name()
+
+
+def open_vm(
+    name: str,
+    *,
+    connect: str,
+    repository_id: str,
+    backup_id: str,
+    disks: Sequence[str] = (),
+    quiesce: Quiesce = Quiesce.AUTO,
+    full: bool = False,
+    previous: Previous | None = None,
+    scratch_directory: Path | None = None,
+    tls: TlsCredentials | None = None,
+    method: Method = Method.AUTO,
+) -> OpenSource:
+    """Return the VM as a source; entering it freezes the point in time, leaving it takes everything back.
+
+    Raises, on entering, NotFoundError (VM, disk), UsageError, AccessDeniedError, BusyError (somebody else's job),
+    QuiesceError, HypervisorError; nothing is left behind then.
+    """
+    request = Request(
+        repository_id=repository_id,
+        backup_id=backup_id,
+        disks=tuple(disks),
+        quiesce=quiesce,
+        full=full,
+        previous=previous,
+        scratch_directory=scratch_directory,
+        tls=tls,
+        method=method,
+    )
+    return VmSource(name, connect, request)
+
+
+def plan_vm(
+    name: str,
+    *,
+    connect: str,
+    disks: Sequence[str] = (),
+    full: bool = False,
+    previous: Previous | None = None,
+) -> list[DiskPlan]:
+    """Return how each disk would be read now; changes nothing. Raises what `open_vm` does before it begins."""
+    with Hypervisor(connect) as hypervisor:
+        domain = hypervisor.find(name)
+        facts = Domain.read(domain)
+        chosen = facts.select(disks)
+        allocated = {disk.target: _sizes(domain, disk) for disk in chosen}
+        plans = [decide(disk, allocated[disk.target][0], facts, previous, full=full) for disk in chosen]
+        plans, _ = check_live(domain, facts, plans, repair=False)
+        changed = {
+            (name, target): size
+            for name in {plan.since for plan in plans if plan.since is not None}
+            for target, size in _changed(domain, name).items()
+        }
+        return [
+            replace(
+                plan,
+                bytes_to_read=changed.get((plan.since, plan.name)) if plan.since else min(allocated[plan.name]),
+            )
+            for plan in plans
+        ]
+
+
+class VmSource:
+    """An open VM. Use it as a context manager."""
+
+    kind = "vm"
+
+    def __init__(self, name: str, connect: str, request: Request) -> None:
+        """Remember what is to be done; entering does it."""
+        self.configuration: list[ConfigurationFile] = []
+        self.warnings: list[str] = []
+        self.notes: list[str] = []
+        self.host = shown(connect)
+        self._wanted = name
+        self._connect = connect
+        self._request = request
+        self._hypervisor: Hypervisor | None = None
+        self._open: tuple[Domain, PullBackup] | None = None
+
+    @property
+    def source_id(self) -> str:
+        """The VM's UUID."""
+        return self._opened[0].uuid
+
+    @property
+    def name(self) -> str:
+        """The VM's name."""
+        return self._opened[0].name
+
+    @property
+    def consistency(self) -> Consistency:
+        """What was reached."""
+        return self._opened[1].consistency
+
+    @property
+    def disks(self) -> list[DiskExport]:
+        """The disks in this backup, in the order of the definition."""
+        return list(self._opened[1].disks)
+
+    def check(self) -> None:
+        """Raise LostBackupError if the disks are no longer what they were when the source was entered."""
+        self._opened[1].check()
+
+    def commit(self) -> None:
+        """Keep the new checkpoints, now that the backup is durable."""
+        self._opened[1].commit()
+
+    def __enter__(self) -> Self:
+        hypervisor = self._hypervisor = Hypervisor(self._connect)
+        try:
+            domain = hypervisor.find(self._wanted)
+            facts = Domain.read(domain)
+            plans = [
+                decide(disk, _sizes(domain, disk)[0], facts, self._request.previous, full=self._request.full)
+                for disk in facts.select(self._request.disks)
+            ]
+            self._begin(facts, PullBackup(hypervisor, facts, plans, self._request))
+            self.configuration = [ConfigurationFile("domain.xml", facts.xml.encode())]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._open is not None:
+            backup = self._open[1]
+            backup.close()
+            self.warnings.extend(backup.warnings)
+            self.notes.extend(backup.notes)
+            self._open = None
+        if self._hypervisor is not None:
+            self._hypervisor.close()
+            self._hypervisor = None
+
+    @property
+    def _opened(self) -> tuple[Domain, PullBackup]:
+        if self._open is None:
+            raise RuntimeError("the source is not open")
+        return self._open
+
+    def _begin(self, facts: Domain, backup: PullBackup) -> None:
+        self._open = facts, backup
+        backup.begin()
+
+
+def _sizes(domain: Any, disk: Disk) -> tuple[int, int]:
+    """Return the capacity of a disk and the bytes that it occupies."""
+    with translated(f"ask for the size of disk {disk.target}"):
+        capacity, _highest, physical = domain.blockInfo(disk.target)
+    return int(capacity), int(physical)
+
+
+def _changed(domain: Any, name: str) -> dict[str, int]:
+    """Return the bytes that changed since the checkpoint `name`, by disk; nothing where libvirt cannot tell now."""
+    with suppress(LabBackupError):
+        found = checkpoint.find(domain, name)
+        if found is not None:
+            return dict(checkpoint.describe(found, sizes=True).sizes)
+    return {}
