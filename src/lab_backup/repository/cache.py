@@ -40,7 +40,7 @@ class IndexCache:
 
     def __init__(self, directory: Path) -> None:
         """Open or make the cache in `directory`. A damaged one, or one of another layout, is made anew."""
-        self._directory = directory
+        self.directory = directory
         self._change = threading.RLock()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
@@ -51,7 +51,7 @@ class IndexCache:
 
     def _open(self) -> None:
         self._env = lmdb.open(
-            os.fspath(self._directory), map_size=MAP_SIZE, max_dbs=8, mode=0o600, readahead=False, max_readers=512
+            os.fspath(self.directory), map_size=MAP_SIZE, max_dbs=8, mode=0o600, readahead=False, max_readers=512
         )
         meta = self._env.open_db(b"meta")
         self._chunks = self._env.open_db(b"chunks")
@@ -77,7 +77,7 @@ class IndexCache:
 
     def _wipe(self) -> None:
         for name in ("data.mdb", "lock.mdb"):
-            (self._directory / name).unlink(missing_ok=True)
+            (self.directory / name).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Forget everything; the next `synchronise` loads all index objects again."""

@@ -248,7 +248,7 @@ class Checker:
             )
 
     def _touches(self, entry: ManifestEntry) -> Iterator[tuple[bytes, int]]:
-        walk = Walk(self._repository, self._reader)
+        walk = Walk(self._repository, self._reader, every=True)
         for identity, _, offset in walk.survey(entry.tree, on_damage=lambda *_: None):
             if identity in self._bad_blobs:
                 yield identity, offset

@@ -132,6 +132,7 @@ class Repository:
         self.keys = keys
         self.cache = cache
         self._ciphers: dict[int, PackCipher] = {}
+        self.has_damage = False  # whether any verification recorded damage, as of the last `synchronise`
 
     def close(self) -> None:
         """Let go of cache and storage; may be called several times."""
@@ -286,6 +287,7 @@ class Repository:
             if number is not None:
                 self.cache.states[number] = DEAD
         self.cache.damaged = damaged
+        self.has_damage = bool(damage.blobs or damage.packs)
 
     def reload(self) -> None:
         """Throw the local index away and load it anew: after something in it turned out not to be there."""

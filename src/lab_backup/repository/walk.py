@@ -12,8 +12,18 @@ from lab_backup.repository.tree import FAN_OUT, TreeRef, decode_node
 class Walk:
     """A walk over one or many trees."""
 
-    def __init__(self, repository: Repository, reader: Reader, *, seen: Callable[[bytes], bool] | None = None) -> None:
-        """Walk in `repository`. `seen(id)` says whether a node was met before and remembers it; by default a set in memory."""
+    def __init__(
+        self,
+        repository: Repository,
+        reader: Reader,
+        *,
+        seen: Callable[[bytes], bool] | None = None,
+        every: bool = False,
+    ) -> None:
+        """Walk in `repository`. `seen(id)` says whether a blob was met before and remembers it; by default a set in memory.
+
+        With `every`, blobs are yielded at each place where they are used.
+        """
         self._repository = repository
         self._reader = reader
         known: set[bytes] = set()
@@ -24,7 +34,7 @@ class Walk:
             known.add(identity)
             return False
 
-        self._seen = seen or remember
+        self._seen = (lambda _: False) if every else seen or remember
 
     def blobs(self, tree: TreeRef) -> Iterator[tuple[bytes, int | None, int]]:
         """Yield (id, level, offset) of every node and chunk of a tree that was not met before; level None is a chunk.

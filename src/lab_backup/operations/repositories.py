@@ -1,0 +1,196 @@
+"""Making, opening and describing repositories, and the ways to unlock them."""
+
+import textwrap
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from platformdirs import user_cache_path
+
+from lab_backup.errors import AmbiguousError, NotFoundError, UsageError
+from lab_backup.repository import repository as engine
+from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, Config
+from lab_backup.repository.keys import KeySlot, passphrase_slot
+from lab_backup.repository.repository import KEYS, Repository
+from lab_backup.storage.address import open_storage
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryInfo:
+    """What a repository is. Sizes in bytes; counts and sizes are None where it was not opened."""
+
+    url: str
+    id: str
+    version: int
+    created: str
+    encryption: str
+    compression: str
+    chunk_size: int
+    grace: int
+    packs: int | None = None
+    chunks: int | None = None
+    bytes_stored: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """One way to open a repository. Holds no key."""
+
+    id: str
+    kind: str
+    label: str
+    created: str
+
+
+def _describe(url: str, config: Config) -> RepositoryInfo:
+    return RepositoryInfo(
+        url=url,
+        id=config.id,
+        version=config.version,
+        created=config.created,
+        encryption=config.encryption,
+        compression=config.compression,
+        chunk_size=config.chunk_size,
+        grace=config.grace,
+    )
+
+
+def init_repository(
+    url: str,
+    *,
+    passphrase: str | None,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    compression: str = "zstd:3",
+    encryption: bool = True,
+) -> RepositoryInfo:
+    """Make a repository at `url`. Raises RepositoryExistsError, UsageError; a place that is not empty is left alone."""
+    if encryption and not passphrase:
+        raise UsageError("an encrypted repository needs a passphrase", hint="give one, or say --no-encryption")
+    with_passphrase = passphrase if encryption else None
+    storage = open_storage(url, create=True)
+    try:
+        config = engine.create_repository(
+            storage, passphrase=with_passphrase, chunk_size=chunk_size, compression=compression
+        )
+        return _describe(storage.url, config)
+    finally:
+        storage.close()
+
+
+def needs_passphrase(url: str) -> bool:
+    """Whether the repository at `url` is encrypted. Raises NotARepositoryError."""
+    storage = open_storage(url)
+    try:
+        return engine.read_config(storage).encryption != "none"
+    finally:
+        storage.close()
+
+
+def default_cache_directory() -> Path:
+    """Return where indexes are cached: `~/.cache/lab-backup`, or what XDG_CACHE_HOME says."""
+    return user_cache_path("lab-backup")
+
+
+def open_repository(url: str, *, passphrase: str | None, cache_directory: Path | None = None) -> Repository:
+    """Open the repository at `url`; the caller closes it. Raises NotARepositoryError, WrongKeyError, DamagedError."""
+    storage = open_storage(url)
+    try:
+        return engine.open_repository(
+            storage, passphrase=passphrase, cache_directory=cache_directory or default_cache_directory()
+        )
+    except BaseException:
+        storage.close()
+        raise
+
+
+def repository_info(repository: Repository) -> RepositoryInfo:
+    """Return all about an open repository."""
+    packs = [info for _, info in repository.cache.packs()]
+    info = _describe(repository.storage.url, repository.config)
+    return RepositoryInfo(
+        **{
+            name: getattr(info, name)
+            for name in ("url", "id", "version", "created", "encryption", "compression", "chunk_size", "grace")
+        },
+        packs=len(packs),
+        chunks=repository.cache.count(),
+        bytes_stored=sum(pack.size for pack in packs),
+    )
+
+
+def _key_info(slot: KeySlot) -> KeyInfo:
+    return KeyInfo(id=slot.id, kind=slot.kind, label=slot.label, created=slot.created)
+
+
+def list_keys(repository: Repository) -> list[KeyInfo]:
+    """Return the ways to open the repository, oldest first."""
+    return [_key_info(slot) for slot in engine.read_slots(repository.storage)]
+
+
+def add_key(repository: Repository, passphrase: str, *, label: str) -> KeyInfo:
+    """Let another passphrase open the repository. No data is rewritten."""
+    if repository.config.encryption == "none":
+        raise UsageError(
+            "the repository is not encrypted",
+            hint="its content is open to everybody who can read it; make an encrypted one",
+        )
+    created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    slot = passphrase_slot(repository.keys, passphrase, repository.config.id, label=label, created=created)
+    repository.storage.create(f"{KEYS}/{slot.id}", msgspec.json.encode(slot))
+    return _key_info(slot)
+
+
+def remove_key(repository: Repository, key_id: str) -> KeyInfo:
+    """Take a passphrase away. The last one stays: without any, only the recovery key would open the repository.
+
+    Who has opened the repository with it may have kept the keys themselves: this revokes the passphrase, not them.
+    `key_id` may be abbreviated. Raises NotFoundError, AmbiguousError, UsageError.
+    """
+    slots = engine.read_slots(repository.storage)
+    fitting = [slot for slot in slots if key_id and slot.id.startswith(key_id)]
+    if not fitting:
+        raise NotFoundError(f"the repository has no key {key_id}", hint="see: lab-backup repo keys list")
+    if len(fitting) > 1:
+        raise AmbiguousError(f"{key_id} fits {', '.join(slot.id for slot in fitting)}", hint="give more characters")
+    if len(slots) == 1:
+        raise UsageError(
+            "this is the last key: without it nobody could open the repository",
+            hint="add another one first: lab-backup repo keys add",
+        )
+    repository.storage.delete(f"{KEYS}/{fitting[0].id}")
+    return _key_info(fitting[0])
+
+
+def recovery_sheet(repository: Repository) -> str:
+    """Return a page to print and lock away: with it and the storage alone everything can be restored."""
+    key = repository.keys.recovery_key()
+    prefix, groups = key[:8], key[8:].split("-")
+    lines = [" ".join(groups[at : at + 6]) for at in range(0, len(groups), 6)]
+    block = "\n".join(f"    {prefix if number == 0 else ' ' * len(prefix)} {line}" for number, line in enumerate(lines))
+    return textwrap.dedent("""\
+        LAB BACKUP · RECOVERY SHEET
+
+        Repository   {id}
+        Address      {url}
+        Made         {created}
+        Printed      {printed}
+
+        Recovery key (capital letters and the digits 2 to 7; dashes, spaces and line breaks do not matter)
+
+        {block}
+
+        Whoever has this page and the storage can read every backup. Keep it where the storage is not.
+
+        To restore, on any machine with Lab Backup, put the recovery key into a file that only you can read,
+        all of it on the first line, starting with LABKEY1-, and use it as the passphrase:
+
+            lab-backup list --repo ADDRESS --passphrase-file FILE
+            lab-backup restore vm BACKUP --repo ADDRESS --passphrase-file FILE --name NEW
+        """).format(
+        id=repository.config.id,
+        url=repository.storage.url,
+        created=repository.config.created,
+        printed=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        block=block,
+    )
