@@ -1,0 +1,47 @@
+# Everything a developer does. `make help` lists it.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test demo test lint lint-rules lint-format lint-types lint-layers format bench clean
+
+BIN := .venv/bin
+ARGS ?=
+
+help: ## Show this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: ## Install what is missing: Debian packages (asks for sudo where needed) and the project into .venv
+	@deploy/setup/setup runtime
+
+setup-test: # the servers that the tests start
+	@deploy/setup/setup runtime test
+
+demo: setup ## Back up, change, destroy and restore a real virtual machine (2 minutes)
+	@$(BIN)/lab-backup demo
+
+test: setup-test ## Run all tests, those with real guests included; ARGS="-k name" chooses
+	$(BIN)/pytest $(ARGS)
+
+lint: lint-rules lint-format lint-types lint-layers ## Check rules, format, types and layers
+
+lint-rules:
+	$(BIN)/ruff check
+
+lint-format:
+	$(BIN)/ruff format --check
+
+lint-types:
+	$(BIN)/mypy
+
+lint-layers:
+	$(BIN)/lint-imports --no-logo
+
+format: setup ## Format the code and mend what can be mended by a tool
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: ## Compare with other tools on this machine and write benchmarks/RESULTS.md
+	@deploy/setup/setup runtime bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## Remove caches and build results; .venv and the guest in the user's cache stay
+	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
