@@ -24,27 +24,33 @@ _LAUNCHER = Path(__file__).with_name("launch.py")
 class Child:
     """A running program. When this process dies, even by SIGKILL, the kernel kills the program.
 
-    That signal is bound to the thread that started it, so each child has a thread of its own, which also reads what
-    the program says on stderr.
+    That signal is bound to the thread that started it, so each child has a thread of its own that waits for its end.
     """
 
     def __init__(self, command: Sequence[str], *, package: str, listener: socket.socket | None = None) -> None:
         """Start `command`; give it `listener`, a listening socket, as systemd would.
 
         Raises NotFoundError where the program is not installed; `package` is what Debian calls what is missing.
+        The caller must `stop` it.
         """
         if shutil.which(command[0]) is None:
             raise NotFoundError(f"the program {command[0]} is not installed", hint=f"install {package}")
-        self._said = b""
+        # not a pipe: nobody has to empty it, and a grandchild that keeps it open holds up nobody
+        self._stderr = os.fdopen(os.memfd_create("stderr"), "rb", buffering=0)
+        self._last_words: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: OSError | None = None
         self._started = threading.Event()
+        self._ended = threading.Event()
         fd = -1 if listener is None else listener.fileno()
         launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(fd), *command]
-        self._thread = threading.Thread(target=self._tend, args=(launcher, fd), name=f"tend {command[0]}", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._tend, args=(launcher, fd), name=f"tend {command[0]}", daemon=True).start()
+        self._await_start()
+
+    def _await_start(self) -> None:
         self._started.wait()
         if self._failure is not None:
+            self._stderr.close()
             raise self._failure
 
     @property
@@ -55,21 +61,18 @@ class Child:
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
-        return self._running.poll() is None
+        return not self._ended.is_set()
 
     @property
     def said(self) -> str:
         """What it has said on stderr so far."""
-        return self._said.decode(errors="replace")
+        if self._last_words is not None:
+            return self._last_words
+        return os.pread(self._stderr.fileno(), MAX_SAID, 0).decode(errors="replace")
 
     def wait(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds for its end; return whether it ended, with all that it said known."""
-        try:
-            self._running.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return False
-        self._thread.join(1.0)  # its last words; a grandchild may hold the pipe open for longer
-        return True
+        """Wait at most `timeout` seconds for its end; return whether it ended."""
+        return self._ended.wait(timeout)
 
     def stop(self) -> None:
         """End it, first politely, and wait until it is gone. May be called several times."""
@@ -77,7 +80,10 @@ class Child:
             self._running.terminate()
             if not self.wait(STOP_TIMEOUT):
                 self._running.kill()
-        self.wait(STOP_TIMEOUT)
+                self.wait(STOP_TIMEOUT)
+        if self._last_words is None:
+            self._last_words = self.said
+            self._stderr.close()
 
     @property
     def _running(self) -> subprocess.Popen[bytes]:
@@ -91,7 +97,7 @@ class Child:
                 launcher,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=self._stderr,
                 pass_fds=[] if fd < 0 else [fd],
                 env=os.environ | {"LC_ALL": "C"},  # what it says is matched against known texts
                 cwd="/",
@@ -102,8 +108,5 @@ class Child:
             return
         finally:
             self._started.set()
-        if self._process.stderr is not None:
-            with self._process.stderr as stream:
-                while said := os.read(stream.fileno(), MAX_SAID):
-                    self._said += said[: MAX_SAID - len(self._said)]
         self._process.wait()
+        self._ended.set()
