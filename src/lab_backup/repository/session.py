@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Self
 
 from lab_backup.blocks import BlockReader
@@ -27,7 +28,7 @@ from lab_backup.repository.reader import Reader
 from lab_backup.repository.repository import LEASES, Repository
 from lab_backup.repository.tree import TreeRef
 from lab_backup.repository.walk import Walk
-from lab_backup.storage.base import ObjectExistsError, ObjectNotFoundError
+from lab_backup.storage.base import ObjectExistsError, ObjectNotFoundError, StorageError
 
 # How often a running backup looks for condemned packs, and the longest from that look to the publication. The grace
 # period must be longer than both, with room for lists that lag and clocks that differ.
@@ -88,7 +89,9 @@ class BackupSession:
 
     def __exit__(self, *exc_info: object) -> None:
         self._packer.close()
-        self._repository.storage.delete(self._lease)
+        # A lease that stays costs nothing: it expires. It must not hide why the backup failed.
+        with suppress(StorageError):
+            self._repository.storage.delete(self._lease)
 
     @property
     def bytes_uploaded(self) -> int:
