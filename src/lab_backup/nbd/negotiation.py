@@ -78,13 +78,13 @@ def _start_tls(stream: Stream, tls: TlsCredentials, hostname: str | None) -> Non
             "TLS over a unix socket needs the host name that the server's certificate holds",
             hint="set the credentials' hostname",
         )
-    context = tls.context()
     for kind, _ in _ask(stream, Option.STARTTLS):
         if kind != OptionReply.ACK:
             raise NbdNegotiationError(
                 "the NBD server does not offer TLS, which was asked for",
                 hint="switch TLS on in the server; the disk would otherwise travel in clear text",
             )
+    context = tls.context()
     try:
         stream.secure(context, hostname)
     except ssl.SSLCertVerificationError as error:
