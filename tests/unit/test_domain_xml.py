@@ -65,11 +65,22 @@ XML = f"""
 """
 
 
+def no_logs(path: str) -> bool:
+    """Say that the host has every file but those that a restore would make."""
+    return not path.startswith("/new/")
+
+
 def rewrite(
     xml: str = XML, *, name: str = "web", new_identity: bool = False, **options: object
 ) -> tuple[Element, Rewritten]:
     """Rewrite, and return the result parsed and as it is."""
-    arguments: dict[str, object] = {"disks": DISKS, "nvram_path": "/new/web_VARS.fd", **options}
+    arguments: dict[str, object] = {
+        "disks": DISKS,
+        "nvram_path": "/new/web_VARS.fd",
+        "terminals": "/new/vm",
+        "exists": no_logs,
+        **options,
+    }
     result = rewrite_for_restore(xml, name=name, new_identity=new_identity, **arguments)  # type: ignore[arg-type]  # checked by the callee's tests
     root: Element = fromstring(result.xml)
     return root, result
@@ -135,7 +146,6 @@ def test_the_same_identity_keeps_uuid_and_addresses() -> None:
     ]
     assert root.find("devices/interface/target[@dev='web0']") is not None
     assert root.findtext("genid") not in {None, "c0ffee00-159d-4fe9-83b1-29b8a9748dfb"}
-    assert [source.get("path") for source in root.iterfind("devices/serial/source")] == ["/srv/web.console"]
 
 
 def test_a_rename_makes_a_new_identity() -> None:
@@ -151,7 +161,7 @@ def test_a_rename_makes_a_new_identity() -> None:
     assert shape(root.findall("devices/vsock/cid")[0]) == [("cid", "", (("auto", "yes"),))]
     assert {
         source.get("path") for tag in ("serial", "console") for source in root.iterfind(f"devices/{tag}/source")
-    } == {"/srv/copy.console"}
+    } == {"/new/vm.console.sock"}
     assert any("port 5901" in note for note in result.notes)
 
 
@@ -185,15 +195,33 @@ def test_sockets_in_libvirts_own_folders_are_left_to_libvirt() -> None:
     assert shape(mine)[1] == ("source", "", (("mode", "connect"), ("path", "/srv/monitor")))
 
 
-def test_a_socket_that_cannot_be_renamed_becomes_a_terminal() -> None:
-    """A renamed VM does not take over the console socket of the original where the path does not tell them apart."""
-    root, result = rewrite(
-        domain("<serial type='unix'><source mode='bind' path='/srv/console'/><target port='0'/></serial>"),
-        name="copy",
-        new_identity=True,
-    )
-    assert [serial.get("type") for serial in root.iterfind("devices/serial")] == ["pty"]
-    assert any("/srv/console" in note for note in result.notes)
+def test_serial_ports_move_beside_the_disks() -> None:
+    """Files and sockets behind serial ports get names of their own where the disks are; a console and its serial port share one."""
+    file, other, socket = "<source path='/srv/a'/>", "<source path='/srv/b'/>", "<source mode='bind' path='/srv/a'/>"
+    devices = f"<serial type='file'>{file}</serial><serial type='file'>{other}</serial><serial type='unix'>{socket}</serial><console type='file'>{file}</console>"
+    root, result = rewrite(domain(devices), exists=lambda path: path == "/new/vm.console.log")
+    sources = [source.get("path") for tag in ("serial", "console") for source in root.iterfind(f"devices/{tag}/source")]
+    assert sources == [
+        "/new/vm.console-2.log",
+        "/new/vm.console-3.log",
+        "/new/vm.console.sock",
+        "/new/vm.console-2.log",
+    ]
+    assert sum("moved to" in note for note in result.notes) == 3
+    assert not result.warnings
+
+
+def test_an_overwritten_vm_keeps_its_serial_ports() -> None:
+    """What the VM has now is its own already."""
+    devices = "<serial type='unix'><source mode='bind' path='/srv/console'/><target port='0'/></serial>"
+    root, _ = rewrite(domain(devices), current=domain(devices))
+    assert [source.get("path") for source in root.iterfind("devices/serial/source")] == ["/srv/console"]
+
+
+def test_a_client_of_a_socket_stays() -> None:
+    """A serial port that connects to a socket makes and removes nothing."""
+    root, _ = rewrite(domain("<serial type='unix'><source mode='connect' path='/srv/server'/></serial>"))
+    assert [source.get("path") for source in root.iterfind("devices/serial/source")] == ["/srv/server"]
 
 
 def test_disks_that_were_not_backed_up_are_not_attached() -> None:
@@ -244,6 +272,13 @@ def test_an_overwritten_vm_keeps_what_it_has_itself() -> None:
             "<interface type='ethernet'><script path='/etc/shadow'/></interface>", "", "", id="network script"
         ),
         pytest.param("<serial type='file'><source path='/etc/shadow'/></serial>", "", "", id="serial to a file"),
+        pytest.param(
+            "<serial type='unix'><source mode='bind' path='/etc/shadow'/></serial>", "", "", id="serial on a socket"
+        ),
+        pytest.param(
+            "<channel type='unix'><source mode='bind' path='/etc/shadow'/></channel>", "", "", id="channel on a socket"
+        ),
+        pytest.param("<graphics type='vnc' socket='/etc/shadow'/>", "", "", id="display on a socket"),
         pytest.param("<console type='dev'><source path='/etc/shadow'/></console>", "", "", id="console on a device"),
         pytest.param("<channel type='pipe'><source path='/etc/shadow'/></channel>", "", "", id="channel over a pipe"),
         pytest.param(
@@ -287,7 +322,7 @@ def test_a_hostile_definition_does_not_reach_the_host(devices: str, rest: str, o
     xml = domain(devices, rest, os or "<os><type>hvm</type></os>")
     _, result = rewrite(xml, nvram_path=None)
     assert "/etc/shadow" not in result.xml
-    assert "random" in devices or result.warnings or result.notes
+    assert "random" in devices or "graphics" in devices or result.warnings or result.notes
     if "nvram" not in os:  # its place is the caller's in any case
         assert "/etc/shadow" in rewrite(xml, nvram_path=None, trusted=True)[1].xml
 

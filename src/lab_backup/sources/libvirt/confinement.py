@@ -1,8 +1,9 @@
 """What of a backed-up definition may reach for the host that it is restored on.
 
-What would give the guest files of the host, or let it write them (other disks, shared folders, QEMU arguments, scripts, files behind serial
-ports, firmware tables, fixed security labels), is left out with a warning, unless the VM that is being overwritten has the very same
-already, or the caller trusts the definition.
+What would give the guest files of the host, or let it write them (other disks, shared folders, QEMU arguments, scripts, firmware tables,
+fixed security labels), is left out with a warning, unless the VM that is being overwritten has the very same already, or the caller trusts
+the definition. Files and sockets behind serial ports move into the folder of the restored disks: libvirt, as root, truncates the one and
+removes what is in the way of the other, and a renamed VM must not use those of the original.
 """
 
 import re
@@ -29,13 +30,25 @@ _HOST_FILES = (
 class Gate:
     """Decides about the elements of one definition; collects what the user should (`warnings`) and may (`notes`) know."""
 
-    def __init__(self, current: Element | None, *, trusted: bool, exists: Callable[[str], bool]) -> None:
-        """Let pass what the `current` definition of the VM has, or everything if `trusted`; `exists` knows the host's files."""
+    def __init__(
+        self, current: Element | None, *, trusted: bool, terminals: str | None, exists: Callable[[str], bool]
+    ) -> None:
+        """Let pass what the `current` definition of the VM has, or everything if `trusted`; `exists` knows the host's files.
+
+        `terminals` is how paths begin that serial ports may have instead of their own: `/folder/name`; without it they become terminals.
+        """
         self._known = set() if current is None else {_fingerprint(element) for element in current.iter()}
         self._trusted = trusted
         self._exists = exists
+        self._terminals = terminals
+        self._moved: dict[tuple[str, str], str] = {}
         self.warnings: list[str] = []
         self.notes: list[str] = []
+
+    @property
+    def moved(self) -> set[str]:
+        """The new paths of serial ports."""
+        return set(self._moved.values())
 
     def knows(self, element: Element) -> bool:
         """Whether `element` is nothing new to this host, or trusted."""
@@ -81,15 +94,31 @@ class Gate:
             for log in device.findall("log"):
                 device.remove(log)
                 self.notes.append(f"what its serial port writes is no longer logged to {short(log.get('file', ''))}")
-            if device.get("type") in {"file", "pipe", "dev"}:
-                where = " ".join(paths(device))
-                for source in device.findall("source"):
-                    device.remove(source)
+            kind, source = device.get("type"), device.find("source")
+            listens = kind == "unix" and source is not None and source.get("mode", "bind") == "bind"
+            if source is None or not (listens or kind in {"file", "pipe", "dev"}):
+                continue
+            path = source.get("path", "")
+            if listens and device.find("target[@type='virtio']") is not None:
+                device.remove(source)  # libvirt chooses a path for these
+            elif self._terminals is not None and (listens or kind == "file"):
+                source.set("path", self._move(path, "sock" if listens else "log"))
+                self.notes.append(f"its serial port on {short(path)} moved to {source.get('path')}")
+            else:
+                device.remove(source)
                 device.set("type", "pty")
-                self.warnings.append(
-                    f"the serial port or console over {short(where)} became a terminal: "
-                    "a backup must not reach for the host's files"
-                )
+                self.notes.append(f"its serial port on {short(path)} became a terminal")
+
+    def _move(self, path: str, suffix: str) -> str:
+        """Return the new path of a terminal's file or socket: the same for the same, and one that nothing has."""
+        if (path, suffix) not in self._moved:
+            taken = set(self._moved.values())
+            names = (
+                f"{self._terminals}.console{number}.{suffix}"
+                for number in ["", *(f"-{count}" for count in range(2, 1000))]
+            )
+            self._moved[path, suffix] = next(name for name in names if name not in taken and not self._exists(name))
+        return self._moved[path, suffix]
 
     def _confine_emulator(self, devices: Element) -> None:
         for emulator in devices.findall("emulator"):

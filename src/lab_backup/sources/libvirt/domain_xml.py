@@ -9,7 +9,6 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from uuid import UUID, uuid4
 from xml.etree.ElementTree import Element, SubElement, register_namespace, tostring
 
@@ -26,6 +25,7 @@ MAX_DEPTH = 32  # elements; libvirt's schema nests 10 deep, apart from backing c
 
 _NAME = re.compile(r"[^/\n\x00]{1,200}")
 # Folders that libvirt fills with sockets and files of its own, one for each domain.
+_PACKAGED = re.compile(r"/usr/share/(OVMF|AAVMF|edk2|qemu|ovmf)/")  # firmware, which comes with QEMU
 _LIBVIRT_FOLDERS = re.compile(r"/(var/lib|run|var/run)/libvirt/|/libvirt/qemu/")
 
 register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
@@ -114,6 +114,7 @@ def rewrite_for_restore(
     nvram_path: str | None = None,
     current: str | None = None,
     trusted: bool = False,
+    terminals: str | None = None,
     exists: Callable[[str], bool] = lambda _path: True,
 ) -> Rewritten:
     """Return the definition of the VM `name` with the restored `disks`, by target.
@@ -121,11 +122,11 @@ def rewrite_for_restore(
     With `new_identity` it gets a new UUID (in its SMBIOS data too) and new MAC addresses, and whatever two running VMs cannot share is
     left for libvirt to choose; all else stays. The generation id is new in any case: the guest must notice that it went back in time.
     `nvram_path` is where its variables were put; None makes libvirt take an empty template. `current` is the definition of the VM that is
-    overwritten: access to the host that it has already is kept, and so is everything if the definition is `trusted`. `exists` tells
-    whether the host has a file. Raises DefinitionError.
+    overwritten: access to the host that it has already is kept, and so is everything if the definition is `trusted`. `terminals` is
+    how the paths of serial ports begin (`/folder/name`), `exists` tells whether the host has a file. Raises DefinitionError.
     """
     definition = read_definition(xml)
-    gate = Gate(None if current is None else _parse(current), trusted=trusted, exists=exists)
+    gate = Gate(None if current is None else _parse(current), trusted=trusted, terminals=terminals, exists=exists)
     rewriter = _Rewriter(_parse(xml), definition, name, gate, exists)
     return rewriter.rewrite(disks, nvram_path, new_identity=new_identity)
 
@@ -158,8 +159,8 @@ class _Rewriter:
         self._place_firmware(nvram_path)
         if new_identity:
             self._new_addresses()
-        self._place_sockets(renamed=new_identity)
-        self._check_host({disk.path for disk in disks.values()} | {nvram_path or ""})
+        self._place_sockets()
+        self._check_host({disk.path for disk in disks.values()} | {nvram_path or ""} | self._gate.moved)
         text = tostring(self._root, encoding="unicode")
         return Rewritten(text, uuid, tuple(dict.fromkeys(self._warnings)), tuple(dict.fromkeys(self._notes)))
 
@@ -208,7 +209,8 @@ class _Rewriter:
                 self._warnings.append(
                     f"{short(path)}, the VM's {tag}, is not on this host: it will not start without it"
                 )
-        files = dict.fromkeys(path for path in paths(self._root) if path not in own and path not in RANDOM_DEVICES)
+        usual = {*own, *RANDOM_DEVICES, self._root.findtext("devices/emulator")}
+        files = dict.fromkeys(path for path in paths(self._root) if path not in usual and not _PACKAGED.match(path))
         if files:
             listed = ", ".join(short(path) for path in list(files)[:10])
             self._notes.append(f"it uses files of this host, which are not in the backup: {listed}")
@@ -263,8 +265,7 @@ class _Rewriter:
         if source is None or not source.attrib:
             return
         path = _file(disk)
-        known = self._gate.knows(source)
-        if known and (path is None or self._exists(path)):
+        if self._gate.knows(source) and (path is None or self._exists(path)):
             return
         _remove(disk, disk.findall("source"))
         if disk.get("type") not in {"file", "block"}:
@@ -314,35 +315,18 @@ class _Rewriter:
                     f"its {short(graphics.get('type', ''))} display keeps port {short(graphics.get('port', ''))}: it and the original cannot run at once"
                 )
 
-    def _place_sockets(self, *, renamed: bool) -> None:
-        for element in self._root.iterfind("devices/channel[@type='unix']/source"):
-            if element.get("mode", "bind") == "bind" and self._is_per_domain(element.get("path", ""), renamed=renamed):
-                element.attrib.pop("path", None)
+    def _place_sockets(self) -> None:
+        """Leave the sockets that libvirt chooses to it; those of displays too, if they are not this VM's own already."""
         for channel in self._root.iterfind("devices/channel[@type='unix']"):
-            _remove(channel, [source for source in channel.findall("source") if "path" not in source.attrib])
-        for element in [*self._root.iterfind("devices/graphics"), *self._root.iterfind("devices/graphics/listen")]:
-            if self._is_per_domain(element.get("socket", ""), renamed=renamed):
-                element.attrib.pop("socket", None)
-        if not renamed:
-            return
-        for tag in ("serial", "console", "parallel"):
-            for device in self._root.iterfind(f"devices/{tag}[@type='unix']"):
-                self._move_socket(device)
-
-    def _is_per_domain(self, path: str, *, renamed: bool) -> bool:
-        return bool(path) and (bool(_LIBVIRT_FOLDERS.search(path)) or (renamed and self._old.name in path))
-
-    def _move_socket(self, device: Element) -> None:
-        source = device.find("source")
-        if source is None or source.get("mode", "bind") != "bind":
-            return
-        path = PurePosixPath(source.get("path", ""))
-        if self._old.name in path.name:
-            source.set("path", str(path.with_name(path.name.replace(self._old.name, self._name))))
-            return
-        _remove(device, [source])
-        device.set("type", "pty")
-        self._notes.append(f"its serial port on {short(str(path))}, which belongs to the original, became a terminal")
+            _remove(
+                channel,
+                [source for source in channel.findall("source") if _LIBVIRT_FOLDERS.search(source.get("path", ""))],
+            )
+        for graphics in self._root.iterfind("devices/graphics"):
+            known = self._gate.knows(graphics)
+            for element in [graphics, *graphics.findall("listen")]:
+                if not known or _LIBVIRT_FOLDERS.search(element.get("socket", "")):
+                    element.attrib.pop("socket", None)
 
 
 def _parse(xml: str) -> Element:
