@@ -55,6 +55,7 @@ def render(figures: Figures, machine: Sequence[tuple[str, str]], shape: Shape, r
         ("chunks", _chunks),
         ("guest", _guest),
         ("thin", _thin),
+        ("index", _index),
         ("start", _start),
     ]
     lines = [
@@ -237,6 +238,23 @@ def _thin(figures: Figures, _: Shape) -> Iterable[str]:
                 format_size(row["peak_anonymous"]),
             ]
             for row in rows
+        ],
+    )
+
+
+def _index(figures: Figures, _: Shape) -> Iterable[str]:
+    yield f"## An index of {figures['count']:,} chunks"
+    yield ""
+    yield from _table(
+        ["", "measured", "promised"],
+        [
+            ["size of the local copy", format_size(figures["size"]), ""],
+            ["loading all of it anew", f"{figures['load_seconds']:.1f} s", ""],
+            ["a lookup, known chunk", f"{figures['known_microseconds']:.1f} µs", "10 µs"],
+            ["a lookup, unknown chunk", f"{figures['unknown_microseconds']:.1f} µs", "10 µs"],
+            ["a lookup with its own transaction", f"{figures['locate_microseconds']:.1f} µs", "10 µs"],
+            ["anonymous memory after loading and lookups", format_size(figures["anonymous_after"]), "256 MiB"],
+            ["anonymous memory, peak", format_size(figures["peak_anonymous"]), "256 MiB"],
         ],
     )
 

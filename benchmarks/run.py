@@ -18,12 +18,14 @@ from typing import Any
 import chunks
 import compare
 import guest
+import index
 import machine
 import report
 import start
 from images import SHAPES, Images, make_images
 from peers import TOOLS, Tool
 
+INDEX_COUNTS = {"full": 10_000_000, "small": 200_000}
 HERE = Path(__file__).parent
 MAX_LOAD = 0.7  # more than this before the start, and something else is running
 
@@ -62,6 +64,13 @@ def thin_part(options: argparse.Namespace, _: Images, folder: Path) -> Figures:
     return guest.measure_thin(SHAPES[options.size], folder, options.runs, say)
 
 
+def index_part(options: argparse.Namespace, _: Images, folder: Path) -> Figures:
+    """Measure a large local index."""
+    count = INDEX_COUNTS[options.size]
+    say(f"index of {count:,} chunks")
+    return index.measure_index(count, folder)
+
+
 def start_part(options: argparse.Namespace, _: Images, __: Path) -> Figures:
     """Measure how long the command line takes to say anything."""
     return start.measure_start(max(options.runs, 5))
@@ -73,6 +82,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Images, Path], Figures]] = {
     "chunks": chunks_part,
     "guest": guest_part,
     "thin": thin_part,
+    "index": index_part,
 }
 
 
