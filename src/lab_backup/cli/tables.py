@@ -1,0 +1,258 @@
+"""Tables and paragraphs for people. Scripts use `--json`, whose fields are a promise; this layout is none."""
+
+import io
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from lab_backup.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from lab_backup.operations.catalogue import BackupSummary, Listing
+    from lab_backup.operations.checkpoints import Checkpoint
+    from lab_backup.operations.collect import CollectResult
+    from lab_backup.operations.export import ExportResult
+    from lab_backup.operations.repositories import KeyInfo, RepositoryInfo
+    from lab_backup.operations.restore import RestoreResult
+    from lab_backup.operations.verify import VerifyResult
+    from lab_backup.sources.libvirt.plan import DiskPlan
+
+SHORT_ID = 12
+"""Characters of an id in tables: enough to be unique, few enough to type."""
+
+_UNLIMITED = 4096
+"""Columns where stdout is no terminal: lines that a program reads are never broken."""
+
+MAX_DAMAGE = 20
+"""Damaged things that are named one by one; `--json` has all."""
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> str:
+    """Return `rows` in columns below `headings`, as wide as the terminal allows; the columns `right` hold numbers."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    numbers = set(right)
+    for number, heading in enumerate(headings):
+        drawn.add_column(Text(heading), justify="right" if number in numbers else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None).print(drawn)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+
+def fields(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return names and values in two columns; empty values are left out."""
+    present = [(name, value) for name, value in pairs if value]
+    width = max((len(name) for name, _ in present), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in present)
+
+
+def local(time: str | datetime) -> str:
+    """Return a time (ISO 8601) in the machine's own time zone, to the minute."""
+    moment = datetime.fromisoformat(time) if isinstance(time, str) else time
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def repository(info: "RepositoryInfo") -> str:
+    """Describe a repository."""
+    stored = "" if info.bytes_stored is None else f"{format_size(info.bytes_stored)} in {info.packs} packs"
+    return fields(
+        [
+            ("Repository", info.url),
+            ("Id", info.id),
+            ("Created", local(info.created)),
+            ("Format", f"version {info.version}"),
+            ("Encryption", info.encryption),
+            ("Compression", info.compression),
+            ("Chunk size", format_size(info.chunk_size)),
+            ("Grace period", format_duration(info.grace)),
+            ("Stored", stored),
+            ("Chunks", "" if info.chunks is None else str(info.chunks)),
+        ]
+    )
+
+
+def keys(found: "Sequence[KeyInfo]") -> str:
+    """List the ways to open a repository."""
+    return table(
+        ["KEY", "KIND", "CREATED", "LABEL"], [(key.id, key.kind, local(key.created), key.label) for key in found]
+    )
+
+
+def backups(listing: "Listing") -> str:
+    """List backups, oldest first."""
+    if not listing.backups:
+        return "There are no backups."
+    rows = [
+        (
+            item.backup[:SHORT_ID],
+            local(item.time),
+            f"{item.source_kind}/{item.source}",
+            item.kind,
+            item.consistency,
+            format_size(item.bytes_total),
+            format_size(item.bytes_read),
+            format_size(item.bytes_stored),
+            ", ".join(_state(item)),
+        )
+        for item in listing.backups
+    ]
+    headings = ["ID", "TIME", "SOURCE", "KIND", "CONSISTENCY", "SIZE", "READ", "STORED", "STATE"]
+    return table(headings, rows, right=(5, 6, 7))
+
+
+def _state(item: "BackupSummary") -> list[str]:
+    words = [word for word, holds in (("protected", item.protected), ("archived", item.archived)) if holds]
+    if item.deleted is not None:
+        words.append("deleted")
+    if item.verified is not None:
+        words.append("verified" if item.verified.ok else "DAMAGED")
+    return words + [f"#{tag}" for tag in item.tags]
+
+
+def backup(item: "BackupSummary") -> str:
+    """Describe one backup, as it was made and as it is now."""
+    verified = ""
+    if item.verified is not None:
+        found = "nothing damaged" if item.verified.ok else "DAMAGE FOUND"
+        verified = f"{local(item.verified.time)}, {item.verified.level}: {found}"
+    head = fields(
+        [
+            ("Backup", item.backup),
+            ("Time", local(item.time)),
+            ("Source", f"{item.source_kind}/{item.source} ({item.source_id})"),
+            ("Host", item.host),
+            ("Kind", item.kind),
+            ("Consistency", item.consistency),
+            ("Size", format_size(item.bytes_total)),
+            ("Read", format_size(item.bytes_read)),
+            ("Stored", format_size(item.bytes_stored)),
+            ("Duration", format_duration(item.duration_seconds)),
+            ("Built on", item.parent or ""),
+            ("Checksum", item.checksum),
+            ("State", ", ".join(_state(item))),
+            (
+                "Deleted",
+                "" if item.deleted is None else f"{local(item.deleted)}, can be undone until its grace period ends",
+            ),
+            ("Verified", verified),
+            ("Files", ", ".join(file.name for file in item.files)),
+        ]
+    )
+    disks = table(
+        ["DISK", "FORMAT", "KIND", "SIZE", "READ", "STORED", "WHY READ WHOLE"],
+        [
+            (
+                disk.name, disk.format, disk.kind, format_size(disk.size), format_size(disk.bytes_read),
+                format_size(disk.bytes_stored), disk.reason or "",
+            )
+            for disk in item.disks
+        ],
+        right=(3, 4, 5),
+    )  # fmt: skip
+    remarks = [f"warning: {text}" for text in item.warnings] + [f"note: {text}" for text in item.notes]
+    return "\n\n".join(part for part in (head, disks, "\n".join(remarks)) if part)
+
+
+def made(item: "BackupSummary") -> str:
+    """Say what a backup has done, in a few lines."""
+    head = f"Backup {item.backup[:SHORT_ID]} of {item.source_kind}/{item.source}: {item.kind}, {_consistent(item.consistency)}"
+    sizes = (
+        f"  {format_size(item.bytes_total)} in {_count(len(item.disks), 'disk')}, {format_size(item.bytes_read)} read, "
+        f"{format_size(item.bytes_stored)} stored, in {format_duration(item.duration_seconds)}"
+    )
+    whole = [f"  {disk.name} was read whole: {disk.reason}" for disk in item.disks if disk.reason]
+    return "\n".join([head, sizes, *whole])
+
+
+def _consistent(consistency: str) -> str:
+    return "nothing was running" if consistency == "offline" else f"{consistency}-consistent"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def plan(disks: "Sequence[DiskPlan]") -> str:
+    """Say what a backup would read."""
+    rows = [
+        (
+            disk.name,
+            disk.kind,
+            format_size(disk.size),
+            "unknown until then" if disk.bytes_to_read is None else format_size(disk.bytes_to_read),
+            disk.reason or ("" if disk.since or disk.keeps_bitmap else "keeps no record of changes"),
+        )
+        for disk in disks
+    ]
+    return table(["DISK", "KIND", "SIZE", "TO READ", "WHY"], rows, right=(2, 3))
+
+
+def verification(result: "VerifyResult") -> str:
+    """Say what a verification has found."""
+    read = f", {result.read} of them read back ({format_size(result.bytes_read)})" if result.read else ""
+    lines = [f"{_count(result.backups, 'backup')} checked: {_count(result.checked, 'part')}{read}"]
+    if not result.damage:
+        return "\n".join([*lines, "Nothing is missing or damaged."])
+    lines.append(f"DAMAGED: {result.corrupt} corrupt, {result.missing} missing")
+    for damage in result.damage[:MAX_DAMAGE]:
+        lines += [f"  {damage.what}", *(f"    in {touch}" for touch in damage.touches[:3])]
+        if len(damage.touches) > 3:
+            lines.append(f"    and in {len(damage.touches) - 3} more places")
+    if len(result.damage) > MAX_DAMAGE:
+        lines.append(f"  and {len(result.damage) - MAX_DAMAGE} more; --json lists all")
+    lines.append("The next backup of the same source stores damaged chunks again where the source still has them.")
+    return "\n".join(lines)
+
+
+def collection(result: "CollectResult", *, dry_run: bool) -> str:
+    """Say what a garbage collection has done, or would do."""
+    would = "would be " if dry_run else ""
+    later = "to be removed by a collection after the grace period"
+    lines = [
+        f"{_count(len(result.backups_removed), 'backup')} {would}removed for good",
+        f"{_count(result.packs_removed, 'pack')} {would}removed: {format_size(result.bytes_removed)} free again",
+        f"{_count(result.packs_condemned, 'pack')} {would}condemned: {format_size(result.bytes_condemned)}, {later}",
+    ]
+    if result.packs_repacked:
+        lines.append(f"{_count(result.packs_repacked, 'pack')} {would}copied without what nobody needs")
+    if result.packs_spared:
+        lines.append(f"{_count(result.packs_spared, 'condemned pack')} in use again, so kept")
+    if result.missing_chunks:
+        lines.append(f"DAMAGED: {result.missing_chunks} chunks that backups need are missing; see: lab-backup verify")
+    return "\n".join([*lines, f"{format_size(result.bytes_live)} in use"])
+
+
+def checkpoints(found: "Sequence[Checkpoint]") -> str:
+    """List checkpoints of ours in a VM."""
+    if not found:
+        return "The VM has no checkpoints of ours."
+    rows = [(item.name, local(item.created), ", ".join(item.disks)) for item in found]
+    return table(["CHECKPOINT", "CREATED", "DISKS"], rows)
+
+
+def restored(result: "RestoreResult") -> str:
+    """Say what a restore has made, and where."""
+    what = f"disk of {result.source}" if result.vm is None else f"VM {result.vm} ({result.uuid})"
+    head = f"Restored {what} from backup {result.backup[:SHORT_ID]}{', and started it' if result.started else ''}"
+    sizes = (
+        f"  {format_size(result.bytes_total)}, {format_size(result.bytes_written)} of it data, "
+        f"in {format_duration(result.duration_seconds)}"
+    )
+    return "\n".join([head, sizes, *(f"  {disk.name}: {disk.path} ({disk.format})" for disk in result.disks)])
+
+
+def exported(result: "ExportResult") -> str:
+    """Say what an export has written, and where."""
+    sizes = f"{format_size(result.bytes_written)} in {format_duration(result.duration_seconds)}"
+    return (
+        f"Exported backup {result.backup[:SHORT_ID]} of {result.source} to {result.path}\n"
+        f"  {sizes}: {', '.join(result.members)}"
+    )
