@@ -27,6 +27,7 @@ from lab_backup.demo.guest import GuestImage
 _START_SECONDS = 60.0  # the first connection looks at every QEMU: 2 to 4 s on an idle machine
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
+_MAX_DIRECTORY = 19  # characters: below it libvirt puts sockets of up to 88, and a socket's path has at most 107
 _OWN_PROGRAMS = ("libvirtd", "virtlogd", "swtpm", "qemu-")
 
 
@@ -46,6 +47,11 @@ class Hypervisor:
     def __enter__(self) -> Self:
         self._directory = Path(tempfile.mkdtemp(prefix="lb-"))
         try:
+            if len(str(self._directory)) > _MAX_DIRECTORY:
+                raise DemoError(
+                    f"the path {self._directory} is too long for libvirt's sockets",
+                    hint="set TMPDIR to a short path, /tmp",
+                )
             self._furnish()
             self.start()
         except BaseException:
@@ -91,8 +97,12 @@ class Hypervisor:
 
     def start(self) -> None:
         """Start the daemon, and wait until it answers. It takes over guests that run already."""
-        runtime = self.directory / "run"
-        environment = {"HOME": str(self.directory / "home"), "XDG_RUNTIME_DIR": str(runtime)}
+        environment = {
+            "HOME": str(self.directory),
+            "XDG_RUNTIME_DIR": str(self.directory / "run"),
+            "XDG_CONFIG_HOME": str(self.directory / "conf"),
+            "XDG_CACHE_HOME": str(self.directory / "cache"),
+        }
         with (self.directory / "libvirtd.log").open("ab") as log:
             try:
                 self._daemon = self.account.start(["libvirtd"], output=log, environment=environment)
@@ -127,10 +137,9 @@ class Hypervisor:
         return pid if pid in self._processes() else None
 
     def _furnish(self) -> None:
-        home, runtime = self.directory / "home", self.directory / "run"
-        configuration = home / ".config/libvirt"
+        configuration = self.directory / "conf/libvirt"
         configuration.mkdir(parents=True)
-        runtime.mkdir(mode=0o700)
+        (self.directory / "run").mkdir(mode=0o700)
         # Guests' console files are opened by libvirtd itself, so that no virtlogd is started and has to be ended.
         (configuration / "qemu.conf").write_text('stdio_handler = "file"\n')
         shutil.copyfile(self._source.kernel, self.image.kernel)

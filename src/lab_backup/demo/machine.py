@@ -5,7 +5,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 from xml.sax.saxutils import escape, quoteattr
@@ -24,6 +25,9 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _AGENT_SECONDS = 10  # one call to the agent; it answers in milliseconds, on a loaded machine in a few seconds
 _POLL_SECONDS = 0.05
 _SPARE_PORTS = 4  # disks that can be plugged in later
+
+# Self-tests of algorithms that nobody uses here take half a second without KVM.
+_KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 cryptomgr.notests pci=noaer"
 
 _OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 _OVMF_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
@@ -56,14 +60,15 @@ class Guest:
 
     @property
     def console(self) -> str:
-        """What the guest has written to its serial console since it was started."""
-        source = ElementTree.fromstring(self.domain.XMLDesc()).find("devices/console/source")
-        path = None if source is None else source.get("path")
-        return "" if path is None else Path(path).read_text(errors="replace")
+        """What the guest has written to its serial console since it was started; empty where nothing logs that."""
+        log = ElementTree.fromstring(self.domain.XMLDesc()).find("devices/serial/log")
+        path = None if log is None else Path(log.get("file", ""))
+        return "" if path is None or not path.exists() else path.read_text(errors="replace")
 
     def start(self) -> Self:
         """Boot; returns at once."""
-        self.domain.create()
+        with _asked(f"start the guest {self.name}"):
+            self.domain.create()
         return self
 
     def wait_ready(self, timeout: float = 60) -> Self:
@@ -99,11 +104,22 @@ class Guest:
 
     def attach(self, disk: DiskSpec) -> None:
         """Plug a disk into the running guest, for this run only."""
-        self.domain.attachDevice(_disk_xml(disk))
+        with _asked(f"plug {disk.target} into the guest {self.name}"):
+            self.domain.attachDevice(_disk_xml(disk))
+
+    def monitor(self, command: str, **arguments: object) -> Any:
+        """Ask QEMU itself (QMP), past libvirt, and return what it answers. Raises GuestError."""
+        request = json.dumps({"execute": command, "arguments": arguments})
+        with _asked(f"ask QEMU of the guest {self.name} for {command}"):
+            answer = json.loads(libvirt_qemu.qemuMonitorCommand(self.domain, request, 0))
+        if "return" not in answer:
+            raise GuestError(f"QEMU of the guest {self.name} refuses {command}: {answer.get('error')}")
+        return answer["return"]
 
     def shutdown(self, timeout: float = 60) -> None:
         """Have the guest unmount its disks and power off, and wait for that."""
-        self.domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+        with _asked(f"shut down the guest {self.name}"):
+            self.domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
         self._wait_off(timeout)
 
     def kill_qemu(self, timeout: float = 20) -> None:
@@ -117,18 +133,20 @@ class Guest:
     def destroy(self) -> None:
         """Pull the plug, where it is in."""
         if self.running:
-            self.domain.destroy()
+            with _asked(f"destroy the guest {self.name}"):
+                self.domain.destroy()
 
     def undefine(self) -> None:
         """Make libvirt forget the domain, its checkpoints and NVRAM included; disks stay. No error where there is none."""
         if not self.exists:
             return
-        self.domain.undefineFlags(
-            libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-            | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-        )
+        with _asked(f"undefine the guest {self.name}"):
+            self.domain.undefineFlags(
+                libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+            )
 
     def remove(self) -> None:
         """Destroy and undefine."""
@@ -137,10 +155,8 @@ class Guest:
 
     def _agent(self, command: str, **arguments: object) -> Any:
         request = json.dumps({"execute": command, "arguments": arguments})
-        try:
+        with _asked(f"have the agent in the guest {self.name} do {command}"):
             answer = libvirt_qemu.qemuAgentCommand(self.domain, request, _AGENT_SECONDS, 0)
-        except libvirt.libvirtError as error:
-            raise GuestError(f"the agent in the guest {self.name} does not do {command}: {error}") from error
         return json.loads(answer)["return"]
 
     def _agent_answers(self) -> bool:
@@ -176,7 +192,9 @@ def define_guest(
     With `uefi` it has OVMF and an NVRAM of its own, with `tpm` an emulated TPM 2.0, with `agent` the channel of the
     guest agent. Its console goes to `<name>.console` in the hypervisor's directory.
     """
-    hypervisor.connection().defineXML(_domain_xml(hypervisor, name, disks, uefi, tpm, agent, memory))
+    definition = _domain_xml(hypervisor, name, disks, uefi, tpm, agent, memory)
+    with _asked(f"define the guest {name}"):
+        hypervisor.connection().defineXML(definition)
     return Guest(hypervisor, name)
 
 
@@ -204,7 +222,7 @@ def _domain_xml(
     {firmware if uefi else ""}
     <kernel>{_text(image.kernel)}</kernel>
     <initrd>{_text(image.initrd)}</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1</cmdline>
+    <cmdline>{_KERNEL_OPTIONS}</cmdline>
   </os>
   <features><acpi/></features>
   <on_poweroff>destroy</on_poweroff>
@@ -215,7 +233,7 @@ def _domain_xml(
     <controller type='pci' index='0' model='pcie-root'/>
     {"<controller type='pci' model='pcie-root-port'/>" * (len(disks) + 2 + _SPARE_PORTS)}
     <controller type='usb' model='none'/>
-    <serial type='file'><source path={quoteattr(str(directory / f"{name}.console"))}/></serial>
+    <serial type='null'><log file={quoteattr(str(directory / f"{name}.console"))} append='off'/></serial>
     {f"<channel type='unix'><target type='virtio' name='{AGENT_CHANNEL}'/></channel>" if agent else ""}
     {"<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>" if tpm else ""}
     <memballoon model='none'/>
@@ -233,3 +251,11 @@ def _disk_xml(disk: DiskSpec) -> str:
 
 def _text(value: object) -> str:
     return escape(str(value))
+
+
+@contextmanager
+def _asked(what: str) -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise GuestError(f"libvirt could not {what}: {error}") from error
