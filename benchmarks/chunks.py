@@ -6,35 +6,30 @@ from typing import Any
 
 from compare import run_yardstick, warm
 from images import Images
-from lab_backup.units import KiB, MiB, TiB
-from measure import middle, stored_bytes
-from peers import LabBackup, answer
+from lab_backup.units import KiB, MiB
+from measure import middle
+from peers import LabBackup
 
 SIZES = [64 * KiB, 128 * KiB, 256 * KiB, 512 * KiB, 1 * MiB, 4 * MiB]
 
 
 def measure_sizes(images: Images, folder: Path, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return for each chunk size what a full backup and the scattered writes cost, and what the local index of 10 TiB takes.
-
-    The index grows with the number of chunks alone, so its size follows from the one that this image made.
-    """
+    """Return for each chunk size what a full backup and the scattered writes cost."""
     rows = []
     for size in SIZES:
         say(f"chunks of {size // KiB} KiB")
-        full, small, grown, stored, index = [], [], 0, 0, 0
+        full, small, grown, stored = [], [], 0, 0
         pipeline = [run_yardstick("pipeline", images.base, folder, "--chunk-size", str(size)) for _ in range(runs)]
         for _ in range(runs):
             tool = _tool(size)(folder / "chunks")
             warm(images.changed)
             full.append(tool.backup(images.changed))
             stored = tool.stored()
-            index = stored_bytes(folder / "chunks" / "cache")
             warm(images.scattered)
             small.append(tool.backup(images.scattered))
             grown = tool.stored() - stored
             tool.remove()
         middle_full = middle(full)
-        read = int(str(answer(middle_full)["bytes_read"]))
         rows.append(
             {
                 "size": size,
@@ -44,8 +39,7 @@ def measure_sizes(images: Images, folder: Path, runs: int, say: Callable[[str], 
                 "stored": stored,
                 "scattered": middle(small).seconds,
                 "scattered_stored": grown,
-                "dirty": images.dirty_chunks(size) * size,
-                "index_10_tib": index * 10 * TiB // max(read, 1),
+                "dirty": len(images.dirty_chunks(size)) * size,
             }
         )
     return {"rows": rows, "writes": images.shape.scattered}

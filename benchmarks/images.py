@@ -52,9 +52,9 @@ class Images:
     change_offsets: list[int]
     scattered_offsets: list[int]
 
-    def dirty_chunks(self, chunk_size: int) -> int:
-        """Return how many chunks the scattered writes touch."""
-        return len({offset // chunk_size for offset in self.scattered_offsets})
+    def dirty_chunks(self, chunk_size: int) -> list[int]:
+        """Return the numbers of the chunks that the scattered writes touch."""
+        return sorted({offset // chunk_size for offset in self.scattered_offsets})
 
 
 def make_images(folder: Path, shape: Shape) -> Images:
