@@ -54,7 +54,7 @@ class _Stage:
     def step(self, text: str) -> Iterator[None]:
         """Announce a step, and say how long it took."""
         self.number += 1
-        self.console.print(f"[bold]{self.number:2}[/] {escape(text)} …", highlight=False)
+        self.console.print(f"[bold]{self.number:2}[/] {escape(text)} …", highlight=False, soft_wrap=True)
         began = time.monotonic()
         yield
         self.console.print(f"   [green]done[/] in {format_duration(time.monotonic() - began)}", highlight=False)

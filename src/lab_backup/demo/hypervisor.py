@@ -12,7 +12,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,8 +35,9 @@ class Hypervisor:
 
     def __init__(self, image: GuestImage, *, accelerator: Accelerator = Accelerator.AUTO) -> None:
         """Prepare, without starting anything. Guests boot a copy of `image`, which QEMU's account need not reach."""
-        # Without access to /dev/kvm, libvirt spares itself to look at what it offers: 3 s instead of 8 s here.
-        self.account = Account.for_hypervisor(kvm=accelerator is not Accelerator.TCG)
+        self.account = Account.for_hypervisor(kvm=False)
+        self.accelerator = Accelerator.TCG
+        """KVM or TCG, known once this is entered: what was asked for, or what a probe of at most 3 s found to work."""
         self._source = image
         self._wanted = accelerator
         self._directory: Path | None = None
@@ -53,6 +53,7 @@ class Hypervisor:
                     hint="set TMPDIR to a short path, /tmp",
                 )
             self._furnish()
+            self._choose_accelerator()
             self.start()
         except BaseException:
             self._end()
@@ -80,14 +81,6 @@ class Hypervisor:
     def image(self) -> GuestImage:
         """The kernel and initial file system that its guests boot, readable for QEMU."""
         return GuestImage(self.directory / "vmlinuz", self.directory / "initrd.img")
-
-    @cached_property
-    def accelerator(self) -> Accelerator:
-        """KVM or TCG: what was asked for, or what a probe of at most 3 s found to work."""
-        if self._wanted is not Accelerator.AUTO:
-            return self._wanted
-        offered = "<domain type='kvm'" in self.connection().getCapabilities()
-        return Accelerator.KVM if offered and kvm_boots(self.image, self.account) else Accelerator.TCG
 
     def connection(self) -> Any:
         """Return a living libvirt connection, a new one where the last was lost."""
@@ -146,6 +139,13 @@ class Hypervisor:
         shutil.copyfile(self._source.initrd, self.image.initrd)
         for path in (self.directory, *self.directory.rglob("*")):
             self.account.own(path)
+
+    def _choose_accelerator(self) -> None:
+        # Only then does QEMU's account get at /dev/kvm: where that is broken, libvirt's own look at it takes 5 s.
+        with_kvm = Account.for_hypervisor(kvm=True)
+        if self._wanted is Accelerator.KVM or (self._wanted is Accelerator.AUTO and kvm_boots(self.image, with_kvm)):
+            self.account = with_kvm
+            self.accelerator = Accelerator.KVM
 
     def _connect(self, deadline: float) -> Any:
         libvirt.registerErrorHandler(_ignore, None)  # errors are raised as exceptions; libvirt would print them as well
