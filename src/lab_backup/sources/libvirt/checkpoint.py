@@ -7,7 +7,7 @@ https://libvirt.org/formatcheckpoint.html
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,8 +16,6 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 import libvirt
 from defusedxml.ElementTree import fromstring
 
-from lab_backup.errors import NotFoundError
-from lab_backup.sources.libvirt.connection import Hypervisor
 from lab_backup.sources.libvirt.errors import translate, translated
 
 PREFIX = "lab-backup-"
@@ -153,26 +151,9 @@ def delete(domain: Any, name: str) -> None:
     try:
         checkpoint.delete(0)
     except libvirt.libvirtError as error:
+        if find(domain, name) is None:  # somebody else was faster
+            return
         if error.get_error_code() in _LATER or "active block job" in error.get_error_message():
             raise translate(error, f"delete checkpoint {name}") from error
         with translated(f"delete checkpoint {name}"):
             checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
-
-
-def list_checkpoints(hypervisor: Hypervisor, vm: str) -> list[Checkpoint]:
-    """Return our checkpoints of the VM called `vm`, oldest first. Raises NotFoundError."""
-    return list_all(hypervisor.find(vm))
-
-
-def remove_checkpoints(hypervisor: Hypervisor, vm: str, names: Sequence[str]) -> None:
-    """Remove checkpoints of ours from the VM called `vm`; the next backup that would have built on one is full.
-
-    Raises NotFoundError before anything is removed, where the VM or one of the checkpoints is not there.
-    """
-    domain = hypervisor.find(vm)
-    known = {item.name for item in list_all(domain)}
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise NotFoundError(f"VM {vm!r} has no checkpoint {missing[0]!r} of ours")
-    for name in names:
-        delete(domain, name)

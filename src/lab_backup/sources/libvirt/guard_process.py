@@ -14,6 +14,7 @@ import msgspec
 from lab_backup.sources.libvirt.errors import HypervisorError
 from lab_backup.sources.libvirt.guard import Answer, Report
 from lab_backup.sources.libvirt.leftovers import Leftovers
+from lab_backup.sources.libvirt.quiesce import FREEZE_TIMEOUT
 from lab_backup.units import MiB
 
 START_TIMEOUT = 60.0
@@ -28,14 +29,15 @@ ALIVE_INTERVAL = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When the guard acts by itself. Times in seconds, `scratch_reserve` in bytes.
+    """How long the backup waits, and when its guard acts by itself. Times in seconds, `scratch_reserve` in bytes.
 
-    `stall` must outlast the retries of a storage that is away for a while. The reserve is what a fast guest can write
-    between two looks.
+    `freeze_timeout` is for the guest to flush and freeze; `frozen` is how long it may then stay so. `stall` must outlast
+    the retries of a storage that is away for a while. The reserve is what a fast guest can write between two looks.
     """
 
+    freeze_timeout: float = FREEZE_TIMEOUT
+    frozen: float = 60.0
     stall: float = 3600.0
-    freeze: float = 60.0
     scratch_reserve: int = 256 * MiB
 
 
@@ -48,7 +50,7 @@ class GuardProcess:
             left=left,
             parent=os.getpid(),
             stall=limits.stall,
-            freeze_limit=limits.freeze,
+            freeze_limit=limits.frozen,
             scratch_reserve=limits.scratch_reserve,
         )
         self._lock = threading.Lock()
@@ -56,7 +58,7 @@ class GuardProcess:
         self._heard = b""
         self._ended: str | None = None
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lab_backup.sources.libvirt.guard"],
+            [sys.executable, "-P", "-m", "lab_backup.sources.libvirt.guard", left.uuid],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -111,7 +113,7 @@ class GuardProcess:
 
     def finish(self) -> None:
         """Tell the guard that nothing is left, and wait for it to end."""
-        with self._lock, suppress(OSError):
+        with self._lock, suppress(HypervisorError):
             self._send(msgspec.structs.replace(self._report, finished=True))
         self._leave()
         try:

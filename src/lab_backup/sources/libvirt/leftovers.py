@@ -13,8 +13,9 @@ import libvirt
 import msgspec
 
 from lab_backup.errors import LabBackupError, NotFoundError
-from lab_backup.sources.libvirt import checkpoint, job, ownership, quiesce
+from lab_backup.sources.libvirt import job, ownership, quiesce
 from lab_backup.sources.libvirt.connection import Hypervisor
+from lab_backup.sources.libvirt.removal import remove_checkpoint
 
 _OURS = re.compile(r"lab-backup-[0-9a-z-]+\.(scratch|sock|overlay)|lab-backup-[0-9a-z]+")
 
@@ -61,7 +62,9 @@ def clean_up(hypervisor: Hypervisor, left: Leftovers) -> tuple[Leftovers, list[s
         if (
             name is not None
             and not left.job
-            and _attempt(problems, "remove the checkpoint", lambda: checkpoint.delete(domain, name))
+            and _attempt(
+                problems, "remove the checkpoint", lambda: remove_checkpoint(domain, name, local=hypervisor.is_local)
+            )
         ):
             left = left.replace(checkpoint=None)
     if hypervisor.is_local and not left.job:

@@ -36,6 +36,8 @@ EXPLANATION_LOOKS, EXPLANATION_PAUSE = 10, 0.3
 
 _DISK_IN_MESSAGE = re.compile(r"for disk '?([\w-]+)'?|disk '?([\w-]+)'? ")
 
+_STOPPING = {libvirt.VIR_DOMAIN_SHUTDOWN, libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED}
+
 _UNSUPPORTED = {libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED}
 _UNUSABLE_BITMAP = {
     libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT,
@@ -71,7 +73,7 @@ class PullBackup:
     def begin(self) -> None:
         """Freeze, begin the job, thaw, and connect to the exports. After an error `close` must be called."""
         domain = self._hypervisor.domain(self._facts.uuid)
-        clear_the_way(domain, self._request)
+        self.notes.extend(clear_the_way(domain, self._request, local=self._hypervisor.is_local))
         self._plans, self._seen = check_live(domain, self._facts, self._plans, repair=True)
         chosen = [self._disk(plan.name) for plan in self._plans]
         qemu = process.find(self._facts.uuid)
@@ -106,7 +108,7 @@ class PullBackup:
             raise LostBackupError(f"the backup of VM {self._facts.name!r} was ended: {trouble}")
         domain = self._hypervisor.domain(self._facts.uuid)
         try:
-            if not domain.isActive():
+            if not domain.isActive() or domain.state()[0] in _STOPPING:
                 raise LostBackupError(
                     f"VM {self._facts.name!r} stopped while it was being backed up",
                     hint="run the backup again; a VM that is off can be backed up too",
@@ -124,7 +126,8 @@ class PullBackup:
         """Keep the new checkpoint; the one that it replaces goes when the source is closed."""
         self._committed = True
         if self._guard is not None:
-            self._guard.update(self._guard.left.replace(checkpoint=None))
+            with suppress(HypervisorError):  # a guard that is gone removes nothing
+                self._guard.update(self._guard.left.replace(checkpoint=None))
 
     def close(self) -> None:
         """End the job and take back what is not to stay. What cannot be done now, the guard goes on trying."""
@@ -168,6 +171,7 @@ class PullBackup:
                 self._request.quiesce,
                 self._facts.agent,
                 paused=self._facts.paused,
+                timeout=self._request.limits.freeze_timeout,
                 before=lambda: guard.update(guard.left.replace(frozen=True)),
             )
             self.consistency = frozen.consistency
@@ -270,6 +274,8 @@ class PullBackup:
     def _retire_checkpoints(self) -> None:
         try:
             domain = self._hypervisor.domain(self._facts.uuid)
-            retire(domain, self._facts, self._request, self._checkpoint, {disk.name for disk in self.disks}, self._seen)
+            covered = {disk.name for disk in self.disks}
+            local = self._hypervisor.is_local
+            retire(domain, self._facts, self._request, self._checkpoint, covered, self._seen, local=local)
         except (LabBackupError, libvirt.libvirtError) as error:
             self.warnings.append(f"an old checkpoint could not be removed: {error}")

@@ -7,6 +7,7 @@ from typing import Any
 from lab_backup.sources.libvirt import bitmap, checkpoint
 from lab_backup.sources.libvirt.checkpoint import Checkpoint
 from lab_backup.sources.libvirt.domain import Domain
+from lab_backup.sources.libvirt.removal import remove_checkpoint
 from lab_backup.sources.libvirt.request import Request
 
 UNUSED_FOR = timedelta(days=30)
@@ -40,14 +41,16 @@ def retire(
     new: str,
     covered: set[str],
     seen: Mapping[str, Mapping[str, bitmap.Bitmap]] | None,
+    *,
+    local: bool,
 ) -> None:
     """Remove the checkpoints that `new` supersedes, and bitmaps `seen` in QEMU that no checkpoint knows any more."""
     known = checkpoint.list_all(domain)
     present = {disk.target for disk in facts.disks}
     gone = superseded(known, new, covered, present, request, datetime.now(UTC))
     for name in gone:
-        checkpoint.delete(domain, name)
-    if seen is None:
+        remove_checkpoint(domain, name, local=local)
+    if seen is None or not domain.isActive():
         return
     kept = {item.name for item in known} - set(gone) | {new}
     for found in bitmap.live(domain, facts.disks).values():

@@ -12,6 +12,7 @@ from lab_backup.sources.libvirt import checkpoint
 from lab_backup.sources.libvirt.connection import Hypervisor, shown
 from lab_backup.sources.libvirt.domain import Disk, Domain
 from lab_backup.sources.libvirt.errors import translated
+from lab_backup.sources.libvirt.guard_process import Limits
 from lab_backup.sources.libvirt.plan import DiskPlan, check_live, decide
 from lab_backup.sources.libvirt.pull import PullBackup
 from lab_backup.sources.libvirt.request import Method, Request
@@ -39,6 +40,7 @@ def open_vm(
     scratch_directory: Path | None = None,
     tls: TlsCredentials | None = None,
     method: Method = Method.AUTO,
+    limits: Limits | None = None,
 ) -> OpenSource:
     """Return the VM as a source; entering it freezes the point in time, leaving it takes everything back.
 
@@ -55,6 +57,7 @@ def open_vm(
         scratch_directory=scratch_directory,
         tls=tls,
         method=method,
+        limits=limits or Limits(),
     )
     return VmSource(name, connect, request)
 
@@ -173,10 +176,13 @@ class VmSource:
 
 
 def _sizes(domain: Any, disk: Disk) -> tuple[int, int]:
-    """Return the capacity of a disk and the bytes that it occupies."""
+    """Return the capacity of a disk and the bytes that it occupies.
+
+    libvirt calls the latter `physical` while QEMU has the disk open, and `allocation` where it looks by itself.
+    """
     with translated(f"ask for the size of disk {disk.target}"):
-        capacity, _highest, physical = domain.blockInfo(disk.target)
-    return int(capacity), int(physical)
+        capacity, allocation, physical = domain.blockInfo(disk.target)
+        return int(capacity), int(physical if domain.isActive() else allocation)
 
 
 def _changed(domain: Any, name: str) -> dict[str, int]:

@@ -4,10 +4,11 @@ from typing import Any
 
 from lab_backup.errors import BusyError
 from lab_backup.sources.libvirt import checkpoint, job, ownership
+from lab_backup.sources.libvirt.removal import remove_checkpoint
 from lab_backup.sources.libvirt.request import Request
 
 
-def clear_the_way(domain: Any, request: Request, *, watch: float = ownership.WATCH) -> list[str]:
+def clear_the_way(domain: Any, request: Request, *, local: bool, watch: float = ownership.WATCH) -> list[str]:
     """Make sure that nothing runs on `domain` but what a dead backup of ours has left, and end that.
 
     Returns what was done, in words. Raises BusyError where a backup lives, or the VM has a job that is not ours.
@@ -28,7 +29,7 @@ def clear_the_way(domain: Any, request: Request, *, watch: float = ownership.WAT
     if owner is not None:
         name = checkpoint.checkpoint_name(owner.repository, owner.backup)
         if not _is_needed(name, request):
-            checkpoint.delete(domain, name)
+            remove_checkpoint(domain, name, local=local)
         ownership.write(domain, None)
     return done
 
