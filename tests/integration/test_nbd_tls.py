@@ -111,11 +111,11 @@ def test_a_server_without_tls_is_refused(trust: Trust) -> None:
         NbdClient.connect(address, "", tls=credentials)
 
 
-def test_qemu_serves_over_tls_through_a_unix_socket(trust: Trust, tmp_path: Path) -> None:
+def test_qemu_serves_over_tls_through_a_unix_socket(trust: Trust, short_directory: Path) -> None:
     """QEMU's TLS works too, through a socket that has no host name, with the name that the caller says."""
-    image = tmp_path / "disk.raw"
+    image = short_directory / "disk.raw"
     image.write_bytes(random.Random(1).randbytes(2 * MiB))
-    path = UnixAddress(tmp_path / "s")
+    path = UnixAddress(short_directory / "s")
     tls = f"tls-creds-x509,id=tls,endpoint=server,verify-peer=on,dir={trust.server}"
     command = ["qemu-nbd", "--read-only", "--format=raw", f"--socket={path}", "--persistent", "--object", tls]
     with subprocess.Popen([*command, "--tls-creds=tls", str(image)]) as server:
