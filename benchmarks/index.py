@@ -50,7 +50,7 @@ def _load(cache: IndexCache, count: int, source: random.Random) -> tuple[float, 
             break
         sample.append(held[0].table[:ID])
         start = time.perf_counter()
-        cache.load(f"index-{number}", held)
+        cache.load([(f"index-{number}", held)])
         seconds += time.perf_counter() - start
     return seconds, sample
 

@@ -241,7 +241,7 @@ def _damaged_ranges(repository: Repository, parent: DiskEntry) -> list[Extent]:
     ranges = []
     tree: TreeRef = parent.tree
     with cache.snapshot() as get:
-        for identity, level, offset in Walk(repository, Reader(repository), every=True).blobs(tree):
+        for identity, level, offset in Walk(Reader(repository), every=True).blobs(tree):
             if cache.usable(identity, get(identity)) is None:
                 if level is not None:
                     raise DamagedError(f"tree node {identity.hex()[:16]} is known to be damaged")

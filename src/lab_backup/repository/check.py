@@ -98,7 +98,7 @@ class Checker:
         self._sizes = {info.path: info.size for info in self._repository.storage.list("packs")}
         self._report.backups = len(chosen)
         with LiveSet(self._directory) as seen:
-            walk = Walk(self._repository, self._reader, seen=seen.add)
+            walk = Walk(self._reader, seen=seen.add)
             for batch in _batches(self._locations(walk, chosen), BATCH):
                 self._read(batch, share, day)
         if share >= 1:
@@ -149,7 +149,7 @@ class Checker:
         """Yield every blob of the backups once, where its pack seems to be whole."""
 
         def broken(identity: bytes, _level: int, _offset: int, error: DamagedError) -> None:
-            place = self._repository.cache.locate(identity)
+            place = self._reader.find(identity)
             self._bad_blobs.setdefault(identity, (str(error), place is None, place.pack if place else None))
 
         for backup in backups:
@@ -157,7 +157,7 @@ class Checker:
                 for identity, level, _ in walk.survey(entry.tree, on_damage=broken):
                     self._report.checked += 1
                     self._advance(0 if level is not None else entry.chunk_size)
-                    place = self._repository.cache.locate(identity)
+                    place = self._reader.find(identity)
                     if place is None:
                         what = "chunk" if level is None else "tree node"
                         self._bad_blobs[identity] = (
@@ -248,7 +248,7 @@ class Checker:
             )
 
     def _touches(self, entry: ManifestEntry) -> Iterator[tuple[bytes, int]]:
-        walk = Walk(self._repository, self._reader, every=True)
+        walk = Walk(self._reader, every=True)
         for identity, _, offset in walk.survey(entry.tree, on_damage=lambda *_: None):
             if identity in self._bad_blobs:
                 yield identity, offset

@@ -47,7 +47,7 @@ UNDO_MARGIN = timedelta(hours=1)
 LIVE_LEASE = timedelta(seconds=3 * LOOK_AGAIN)  # a writer that has not renewed its lease for so long is gone
 STALE_LEASE = timedelta(days=1)
 REPACK_BELOW = 0.5  # a pack less than half of which is needed is worth copying
-MERGE_ENTRIES = 400_000  # blobs in one index object: 18 MiB
+MERGE_ENTRIES = 100_000  # blobs in one index object: 4.5 MiB
 MANY_INDEXES = 64  # small index objects are merged from so many on
 MAX_REWRITE = timedelta(hours=1)  # a rewritten index older than this when it is ready is thrown away
 
@@ -205,7 +205,7 @@ class Collector:
                     hint="bring the object back from a copy, or give the backup up: lab-backup delete --now",
                 )
         with LiveSet(self._directory) as live:
-            walk = Walk(repository, self._reader, seen=live.add)
+            walk = Walk(self._reader, seen=live.add)
             for backup in backups:
                 if backup.id not in ignore:
                     for entry in (*backup.manifest.disks, *backup.manifest.files):

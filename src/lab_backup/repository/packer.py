@@ -153,7 +153,7 @@ class Packer:
         path = f"{INDEX}/{secrets.token_hex(16)}"
         self.bytes_uploaded += self._repository.put_object(Kind.INDEX, path, index.encode(packs))
         cache = self._repository.cache
-        cache.load(path, packs)
+        cache.load([(path, packs)])
         for info, table in packs:
             number = cache.pack_number(info.id)
             if number is not None and cache.states[number] == USABLE:

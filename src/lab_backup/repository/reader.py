@@ -67,10 +67,18 @@ class Reader:
 
     # --- blobs ---
 
-    def _locate(self, blob_id: bytes, what: str) -> Location:
+    def find(self, blob_id: bytes) -> Location | None:
+        """Return where the blob is, or None where it is nowhere.
+
+        The local index remembers one place of each blob; before it says no, the whole index is loaded anew, once.
+        """
         location = self._repository.cache.locate(blob_id)
         if location is None and self._reload_once():
             location = self._repository.cache.locate(blob_id)
+        return location
+
+    def _locate(self, blob_id: bytes, what: str) -> Location:
+        location = self.find(blob_id)
         if location is None:
             raise ChunkMissingError(
                 f"{what} {blob_id.hex()[:16]} is nowhere in the repository", hint="run: lab-backup verify"

@@ -21,7 +21,7 @@ from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, DEFAULT_GRACE, Conf
 from lab_backup.repository.envelope import Kind, seal, unseal
 from lab_backup.repository.errors import DamagedError, NotARepositoryError, RepositoryExistsError, WrongKeyError
 from lab_backup.repository.keys import RECOVERY_PREFIX, KeySlot, RepositoryKeys, passphrase_slot, plain_slot
-from lab_backup.repository.pack import PACK_ID, PackCipher, PackInfo, PackKind, unwrap
+from lab_backup.repository.pack import ENTRY, PACK_ID, PackCipher, PackInfo, PackKind, unwrap
 from lab_backup.repository.pack_table import read_table
 from lab_backup.storage.base import NoSpaceError, ObjectExistsError, ObjectNotFoundError, StorageBackend
 from lab_backup.units import MiB
@@ -37,6 +37,7 @@ LEASES = "leases"
 RESERVE = "reserve"
 # Given up when the storage is full, so that `delete` and `gc` can still write what they must. Random, lest it be compressed.
 RESERVE_SIZE = 4 * MiB
+LOAD_ENTRIES = 100_000  # places loaded in one transaction: some 20 MiB of memory
 MAX_CIPHERS = 4096  # unwrapped pack keys kept: a few hundred bytes each
 
 
@@ -248,10 +249,24 @@ class Repository:
         self.cache.forget(loaded - present)
         if loaded - present:
             self._set_states(removed, condemned, damage)
-        for path, payload in self._parallel(self._index_or_damage, sorted(present - loaded)):
-            if payload is not None:
-                self.cache.load(path, payload)
+        self._load(sorted(present - loaded))
         self._set_states(removed, condemned, damage)
+
+    def _load(self, paths: list[str]) -> None:
+        """Load index objects into the cache, so many in one transaction as memory allows."""
+        held: list[tuple[str, list[index.IndexedPack]]] = []
+        entries = 0
+        step = self.storage.concurrency
+        for at in range(0, len(paths), step):
+            for path, packs in self._parallel(self._index_or_damage, paths[at : at + step]):
+                if packs is not None:
+                    held.append((path, packs))
+                    entries += sum(len(pack.table) for pack in packs) // ENTRY.size
+            if entries >= LOAD_ENTRIES:
+                self.cache.load(held)
+                held, entries = [], 0
+        if held:
+            self.cache.load(held)
 
     def _index_or_damage(self, path: str) -> list[index.IndexedPack] | None:
         """Return an index object's packs; those of a damaged one from the packs themselves."""

@@ -174,7 +174,7 @@ class BackupSession:
 
     def _walk_all(self, manifest: Manifest) -> None:
         """Take every pack that the backup refers to into what `_secure` watches. Raises LostRaceError."""
-        walk = Walk(self._repository, self._reader)
+        walk = Walk(self._reader)
         for entry in (*manifest.disks, *manifest.files):
             for blob_id, location in walk.places(entry.tree):
                 if location is None:

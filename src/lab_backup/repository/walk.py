@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from lab_backup.repository.cache import Location
 from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.reader import Reader
-from lab_backup.repository.repository import Repository
 from lab_backup.repository.tree import FAN_OUT, TreeRef, decode_node
 
 
@@ -14,17 +13,15 @@ class Walk:
 
     def __init__(
         self,
-        repository: Repository,
         reader: Reader,
         *,
         seen: Callable[[bytes], bool] | None = None,
         every: bool = False,
     ) -> None:
-        """Walk in `repository`. `seen(id)` says whether a blob was met before and remembers it; by default a set in memory.
+        """Read nodes by `reader`. `seen(id)` says whether a blob was met before and remembers it; by default a set in memory.
 
         With `every`, blobs are yielded at each place where they are used.
         """
-        self._repository = repository
         self._reader = reader
         known: set[bytes] = set()
 
@@ -84,4 +81,4 @@ class Walk:
     def places(self, tree: TreeRef) -> Iterator[tuple[bytes, Location | None]]:
         """Yield the id and place of every node and chunk of a tree that was not met before."""
         for identity, _, _ in self.blobs(tree):
-            yield identity, self._repository.cache.locate(identity)
+            yield identity, self._reader.find(identity)
