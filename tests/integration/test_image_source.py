@@ -3,6 +3,7 @@
 import fcntl
 import os
 import random
+import signal
 import socket
 import struct
 import subprocess
@@ -391,17 +392,18 @@ def test_a_write_to_a_backing_file_is_noticed(tmp_path: Path, raw: Path) -> None
             source.check()
 
 
-def qemu_nbd_of(source: ImageSource) -> int:
-    """Return the process that serves the image."""
+def qemu_nbd_of(source: ImageSource) -> QemuNbd:
+    """Return what serves the image."""
     assert source._opened.server is not None
-    return source._opened.server.pid
+    return source._opened.server
 
 
 def test_a_lost_qemu_nbd_is_noticed(tmp_path: Path) -> None:
     """`check` raises when the process that reads a qcow2 image was killed."""
     with open_image(make_qcow2(tmp_path / "disk.qcow2", 8 * MiB, {})) as source:
-        os.kill(qemu_nbd_of(source), 9)
-        wait_until(lambda: has_ended(qemu_nbd_of(source)))
+        server = qemu_nbd_of(source)
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: not server.alive)
         with pytest.raises(ImageReadError, match="qemu-nbd"):
             source.check()
 
@@ -416,7 +418,7 @@ def test_nothing_stays_open(tmp_path: Path, raw: Path) -> None:
     image = make_qcow2(tmp_path / "top.qcow2", 8 * MiB, {}, "-b", str(raw), "-F", "raw")
     before = open_files()
     with open_image(image) as source:
-        pid = qemu_nbd_of(source)
+        pid = qemu_nbd_of(source).pid
     assert has_ended(pid)
     with QemuNbd(image, "qcow2", read_only=False), pytest.raises(BusyError):
         open_image(image)

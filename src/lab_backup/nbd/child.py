@@ -61,7 +61,12 @@ class Child:
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
-        return not self._ended.is_set()
+        if self._ended.is_set():
+            return False
+        try:  # the thread may not have come round to noticing its end
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     @property
     def said(self) -> str:

@@ -49,18 +49,12 @@ def negotiate(
     the server does not know are left out of the result. Raises NbdNegotiationError.
     """
     _greet(stream)
-    if tls is not None:
+    if tls is None:
+        structured = _structured_replies(stream)
+    else:
         _start_tls(stream, tls, tls.hostname or hostname)
-    try:
-        return _open(stream, export, contexts)
-    except NbdConnectionError as error:
-        if tls is not None and isinstance(error.__cause__, ssl.SSLError):
-            # with TLS 1.3 a server refuses our certificate only after the handshake
-            raise NbdNegotiationError(
-                f"the NBD server ended the TLS session: {error.__cause__.reason}",
-                hint="it probably refuses our client certificate: check that its authority signed ours",
-            ) from error
-        raise
+        structured = _first_words_over_tls(stream)
+    return _open(stream, export, contexts, structured=structured)
 
 
 def _greet(stream: Stream) -> None:
@@ -97,8 +91,20 @@ def _start_tls(stream: Stream, tls: TlsCredentials, hostname: str | None) -> Non
         raise NbdNegotiationError(f"no TLS session with the NBD server: {reason}") from error
 
 
-def _open(stream: Stream, export: str, contexts: Sequence[str]) -> Export:
-    structured = _structured_replies(stream)
+def _first_words_over_tls(stream: Stream) -> bool:
+    try:
+        return _structured_replies(stream)
+    except NbdConnectionError as error:
+        if isinstance(error.__cause__, TimeoutError):
+            raise
+        # with TLS 1.3 a server refuses our certificate only after the handshake, by an alert or by hanging up
+        raise NbdNegotiationError(
+            f"the NBD server ended the TLS session as soon as it stood: {error.message}",
+            hint="it probably refuses our client certificate: name one, signed by an authority that the server knows",
+        ) from error
+
+
+def _open(stream: Stream, export: str, contexts: Sequence[str], *, structured: bool) -> Export:
     granted = _select_contexts(stream, export, contexts) if structured and contexts else {}
     size, flags, minimum, maximum = None, Transmission(0), 1, DEFAULT_MAXIMUM_BLOCK
     for data in _information(stream, export):
