@@ -39,7 +39,9 @@ def describe(error: BaseException) -> Failure:
     if isinstance(error, LabBackupError):
         return Failure(verdict(error), printing.printable(error.message), _printable(error.hint))
     if isinstance(error, typer.TyperException):
-        return Failure(USAGE, printing.printable(error.format_message()), _see_help(error))
+        # Typer lets a phrase of its validator through.
+        message = error.format_message().replace("Value error, ", "")
+        return Failure(USAGE, printing.printable(message), _see_help(error))
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return Failure(INTERRUPTED, "interrupted", None)
     if isinstance(error, OSError):

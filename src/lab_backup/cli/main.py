@@ -1,7 +1,5 @@
 """The program `lab-backup`: its commands put together, and the one place where errors become exit statuses."""
 
-import errno
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
@@ -10,10 +8,11 @@ import typer
 from typer.core import TyperGroup
 
 from lab_backup import __version__
-from lab_backup.cli import failures
+from lab_backup.cli import failures, streams
 from lab_backup.cli.commands import backup, catalogue, checkpoints, demo, export, gc, lifecycle, repo, restore, verify
 from lab_backup.cli.exit_codes import ExitCode
 from lab_backup.cli.options import examples
+from lab_backup.cli.printing import OutputClosedError
 from lab_backup.cli.signals import interruptible
 
 NAME = "lab-backup"
@@ -39,36 +38,40 @@ class Program(TyperGroup):
         sys.exit(code)
 
     def _run(self, arguments: list[str], extra: dict[str, Any]) -> int:
-        as_json = "--json" in arguments
         try:
-            result = super().main(arguments or ["--help"], **extra)
-            if result == ExitCode.INTERRUPTED:  # what Typer makes of KeyboardInterrupt
+            code = int(super().main(arguments or ["--help"], **extra) or ExitCode.DONE)
+            if code == ExitCode.INTERRUPTED:  # what Typer makes of KeyboardInterrupt
                 raise KeyboardInterrupt
-            sys.stdout.flush()
-        except SystemExit:  # shell completion ends so
+        except SystemExit:  # shell completion ends so, and a --help whose reader has left
             raise
-        except BrokenPipeError:  # `lab-backup list | head` has seen enough
-            return _abandon_stdout()
         except BaseException as error:  # noqa: BLE001  whatever happens ends in one sentence
-            return _report(error, as_json=as_json)
-        return int(result or 0)
+            happened = error.cause if isinstance(error, _Passed) else error
+            return _end(happened, as_json="--json" in arguments)
+        return code
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, and bring errors past Typer that it would take for something else."""
+        try:
+            return super().invoke(ctx)
+        except (OSError, EOFError) as error:
+            raise _Passed(error) from error
 
 
-def _report(error: BaseException, *, as_json: bool) -> int:
+class _Passed(Exception):  # noqa: N818  not an error but its envelope
+    """Carries `cause`, which is what happened."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+def _end(error: BaseException, *, as_json: bool) -> int:
     try:
-        return failures.report(error, as_json=as_json)
-    except OSError:  # stdout or stderr is closed or full: nobody can be told more than the exit status
-        _abandon_stdout()
-        return ExitCode.FAILED
-
-
-def _abandon_stdout() -> int:
-    """Keep the interpreter from failing once more when it flushes stdout at its end."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno != errno.EBADF:
-            raise
+        if not isinstance(error, OutputClosedError):
+            return failures.report(error, as_json=as_json)
+    except (OSError, OutputClosedError):
+        pass  # stdout or stderr is full or closed: nothing but the exit status can tell of it
+    streams.abandon_stdout()
     return ExitCode.FAILED
 
 
@@ -151,8 +154,6 @@ app.command("demo", short_help="See it all work on a tiny real VM.", epilog=exam
 
 def run() -> NoReturn:
     """Run the command line of this process and exit."""
-    for stream in (sys.stdout, sys.stderr):
-        # Names from elsewhere may have characters that this terminal's encoding lacks.
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    streams.prepare()
     app()
     raise AssertionError

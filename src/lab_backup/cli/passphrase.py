@@ -64,7 +64,11 @@ def _ask(prompt: str, *, confirm: bool) -> str:
         if confirm and getpass.getpass("Once more: ") != answer:
             raise UsageError("the two passphrases differ", hint="nothing was changed; try again")
     except EOFError as error:
+        sys.stderr.write("\n")
         raise UsageError("no passphrase was given") from error
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        raise
     return _checked(answer, "that was typed")
 
 

@@ -8,6 +8,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class OutputClosedError(Exception):
+    """Whoever was reading stdout has left (`lab-backup list | head`); there is nobody to tell about it."""
+
+
 def printable(text: str) -> str:
     """Return `text` with control characters escaped: names come from guests and storages, and terminals obey them."""
     return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
@@ -22,8 +26,7 @@ def show(value: T, render: Callable[[T], str], *, as_json: bool) -> None:
     if as_json:
         show_json(value)
     else:
-        sys.stdout.write(printable(render(value)).rstrip("\n") + "\n")
-        sys.stdout.flush()
+        _write(printable(render(value)).rstrip("\n"))
 
 
 def show_json(value: object) -> None:
@@ -31,8 +34,15 @@ def show_json(value: object) -> None:
     import msgspec
 
     plain: Any = msgspec.to_builtins(value)
-    sys.stdout.write(json.dumps(plain) + "\n")
-    sys.stdout.flush()
+    _write(json.dumps(plain))
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise OutputClosedError from error
 
 
 def tell(kind: str, text: str) -> None:

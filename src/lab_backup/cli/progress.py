@@ -22,6 +22,10 @@ INTERVAL = 10.0
 REDRAW = 0.1
 """Seconds between two updates of the bar; thousands of chunks a second are counted in between."""
 
+BAR_WIDTH = 14
+RATE_WIDTH = 46
+"""Columns for the bar, and for what `describe` says; what is being done gets the rest of the line."""
+
 
 @contextmanager
 def shown(*, quiet: bool, environment: Mapping[str, str] = os.environ) -> Iterator[Progress]:
@@ -82,12 +86,12 @@ class Lines:
 
 
 def describe(done: int, total: int | None, seconds: float) -> str:
-    """Return how far it is after `seconds`: share and bytes done, rate, and how long the rest will take."""
+    """Return how far it is after `seconds`: the share that is done, the rate, and the time that is left."""
     rate = done / seconds if seconds > 0 else 0.0
     speed = f"{format_size(round(rate))}/s"
     if not total:
         return f"{format_size(done)}, {speed}"
-    text = f"{min(100, done * 100 // total):3d} %, {format_size(done)} of {format_size(total)}, {speed}"
+    text = f"{min(100, done * 100 // total):3d} % of {format_size(total)}, {speed}"
     return f"{text}, {format_duration(max(0, total - done) / rate)} left" if rate else text
 
 
@@ -96,6 +100,7 @@ def _bar() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -106,7 +111,13 @@ def _bar() -> Iterator[Progress]:
             seconds = getattr(task, "finished_time", None) or getattr(task, "elapsed", None) or 0.0
             return Text(describe(done, None if total is None else int(total), seconds) if done else "")
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), Rate())
+    whole = Column(no_wrap=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False, table_column=whole),
+        BarColumn(bar_width=BAR_WIDTH, table_column=whole),
+        Rate(table_column=whole),
+    )
     with Bars(*columns, console=Console(stderr=True), refresh_per_second=5, transient=True) as bars:
         drawn = Bar(bars)
         yield drawn
@@ -131,7 +142,9 @@ class Bar:
             if self._task is not None:
                 self._bars.remove_task(self._task)
             self._pending = 0
-            self._task = self._bars.add_task(printable(what), total=total_bytes)
+            room = max(16, self._bars.console.width - BAR_WIDTH - RATE_WIDTH - len("⠋   "))
+            text = printable(what)
+            self._task = self._bars.add_task(text if len(text) <= room else f"{text[: room - 1]}…", total=total_bytes)
 
     def advance(self, count: int) -> None:
         """Count; the bar is told ten times a second."""

@@ -216,17 +216,24 @@ def collection(result: "CollectResult", *, dry_run: bool) -> str:
     """Say what a garbage collection has done, or would do."""
     would = "would be " if dry_run else ""
     later = "to be removed by a collection after the grace period"
-    lines = [
-        f"{_count(len(result.backups_removed), 'backup')} {would}removed for good",
-        f"{_count(result.packs_removed, 'pack')} {would}removed: {format_size(result.bytes_removed)} free again",
-        f"{_count(result.packs_condemned, 'pack')} {would}condemned: {format_size(result.bytes_condemned)}, {later}",
+    told = [
+        (result.backups_removed, f"{_count(len(result.backups_removed), 'backup')} {would}removed for good"),
+        (
+            result.packs_removed,
+            f"{_count(result.packs_removed, 'pack')} {would}removed: {format_size(result.bytes_removed)}",
+        ),
+        (
+            result.packs_condemned,
+            f"{_count(result.packs_condemned, 'pack')} {would}condemned: {format_size(result.bytes_condemned)}, {later}",
+        ),
+        (result.packs_repacked, f"{_count(result.packs_repacked, 'pack')} {would}copied without what nobody needs"),
+        (result.packs_spared, f"{_count(result.packs_spared, 'condemned pack')} in use again, so kept"),
+        (
+            result.missing_chunks,
+            f"DAMAGED: {result.missing_chunks} chunks that backups need are missing; see: lab-backup verify",
+        ),
     ]
-    if result.packs_repacked:
-        lines.append(f"{_count(result.packs_repacked, 'pack')} {would}copied without what nobody needs")
-    if result.packs_spared:
-        lines.append(f"{_count(result.packs_spared, 'condemned pack')} in use again, so kept")
-    if result.missing_chunks:
-        lines.append(f"DAMAGED: {result.missing_chunks} chunks that backups need are missing; see: lab-backup verify")
+    lines = [line for holds, line in told if holds] or ["There is nothing to remove."]
     return "\n".join([*lines, f"{format_size(result.bytes_live)} in use"])
 
 

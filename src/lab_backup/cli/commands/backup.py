@@ -78,9 +78,7 @@ def vm(
 def image(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A raw or qcow2 file, or a block device; not in use.")],
     repo: RepoOption,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What to call it.  [default: the file's name]")
-    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="What to call it.  [default: its path]")] = None,
     format: Annotated[  # noqa: A002  the word that users know
         ImageFormat | None, typer.Option(help="Of the file, where its name does not tell.")
     ] = None,
