@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
@@ -42,13 +43,40 @@ def hypervisor(guest_image: GuestImage) -> Iterator[Hypervisor]:
         yield running
 
 
-@pytest.fixture
-def guest_directory(hypervisor: Hypervisor) -> Iterator[Path]:
-    """Return a new short folder that belongs to QEMU's account, for the images, sockets and scratch files of one test."""
+@contextmanager
+def _guest_directory(hypervisor: Hypervisor) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="t-", dir=hypervisor.directory))
     hypervisor.account.own(path)
     yield path
     shutil.rmtree(path)
+
+
+@contextmanager
+def _guest_factory(hypervisor: Hypervisor, directory: Path) -> Iterator[GuestFactory]:
+    def make(name: str = "vm", disks: list[DiskSpec] | None = None, **options: bool | int) -> Guest:
+        if disks is None:
+            content = directory / f"{name}.content"
+            content.mkdir()
+            (content / "hello").write_text("hello\n")
+            disks = [DiskSpec(directory / f"{name}.qcow2")]
+            make_disk(disks[0].path, 64 * MiB, hypervisor.account, content=content)
+        return define_guest(hypervisor, name, disks, **options)  # type: ignore[arg-type] # mypy cannot split the options
+
+    others = _domains(hypervisor)
+    yield make
+    for name in _domains(hypervisor) - others:
+        Guest(hypervisor, name).remove()
+
+
+def _domains(hypervisor: Hypervisor) -> set[str]:
+    return {domain.name() for domain in hypervisor.connection().listAllDomains()}
+
+
+@pytest.fixture
+def guest_directory(hypervisor: Hypervisor) -> Iterator[Path]:
+    """Return a new short folder that belongs to QEMU's account, for the images, sockets and scratch files of one test."""
+    with _guest_directory(hypervisor) as path:
+        yield path
 
 
 @pytest.fixture
@@ -58,22 +86,18 @@ def guest_factory(hypervisor: Hypervisor, guest_directory: Path) -> Iterator[Gue
     Without `disks` it gets one of 64 MiB in qcow2 with a file `hello`. Every domain that the test leaves behind in the
     hypervisor, also those that it restored, is destroyed and undefined at its end.
     """
-
-    def make(name: str = "vm", disks: list[DiskSpec] | None = None, **options: bool | int) -> Guest:
-        if disks is None:
-            content = guest_directory / f"{name}.content"
-            content.mkdir()
-            (content / "hello").write_text("hello\n")
-            disks = [DiskSpec(guest_directory / f"{name}.qcow2")]
-            make_disk(disks[0].path, 64 * MiB, hypervisor.account, content=content)
-        return define_guest(hypervisor, name, disks, **options)  # type: ignore[arg-type] # mypy cannot split the options
-
-    yield make
-    for domain in hypervisor.connection().listAllDomains():
-        Guest(hypervisor, domain.name()).remove()
+    with _guest_factory(hypervisor, guest_directory) as factory:
+        yield factory
 
 
 @pytest.fixture
 def guest(guest_factory: GuestFactory) -> Guest:
     """Return a running guest with one disk and the guest agent, ready for commands."""
     return guest_factory().start().wait_ready()
+
+
+@pytest.fixture(scope="module")
+def shared_guest(hypervisor: Hypervisor) -> Iterator[Guest]:
+    """Return a running guest named `shared` as `guest` is, for the tests of a module that leave it running and usable."""
+    with _guest_directory(hypervisor) as directory, _guest_factory(hypervisor, directory) as factory:
+        yield factory("shared").start().wait_ready()

@@ -16,52 +16,54 @@ from lab_backup.units import MiB
 pytestmark = pytest.mark.libvirt
 
 
-def test_a_guest_runs_commands_on_its_own_disk(guest: Guest) -> None:
+def test_a_guest_runs_commands_on_its_own_disk(shared_guest: Guest) -> None:
     """Commands run inside the guest, on the file system of the disk that was made for it."""
-    assert guest.shell("cat /mnt/vda/hello") == "hello\n"
-    assert "ext4" in guest.shell("grep /mnt/vda /proc/mounts")
+    assert shared_guest.shell("cat /mnt/vda/hello") == "hello\n"
+    assert "ext4" in shared_guest.shell("grep /mnt/vda /proc/mounts")
 
 
-def test_a_failing_command_tells_what_failed(guest: Guest) -> None:
+def test_a_failing_command_tells_what_failed(shared_guest: Guest) -> None:
     """A command that fails in the guest is an error with its complaint."""
     with pytest.raises(GuestError, match="No such file"):
-        guest.shell("cat /mnt/vda/missing")
+        shared_guest.shell("cat /mnt/vda/missing")
 
 
-def test_the_file_systems_freeze_and_thaw_and_run_the_hooks(guest: Guest) -> None:
+def test_the_file_systems_freeze_and_thaw_and_run_the_hooks(shared_guest: Guest) -> None:
     """The agent freezes the one disk, runs the freeze hooks around it, and thaws it again."""
-    guest.shell(
+    shared_guest.shell(
         "printf '#!/bin/sh\\necho $1 >>/run/hooks\\n' >/etc/qemu/fsfreeze-hook.d/log; chmod +x /etc/qemu/fsfreeze-hook.d/log"
     )
-    assert guest.domain.fsFreeze() == 1
-    assert guest.domain.fsThaw() == 1
-    assert guest.shell("cat /run/hooks").split() == ["freeze", "thaw"]
-    guest.shell("echo new >/mnt/vda/new; sync")
+    assert shared_guest.domain.fsFreeze() == 1
+    assert shared_guest.domain.fsThaw() == 1
+    assert shared_guest.shell("cat /run/hooks").split() == ["freeze", "thaw"]
+    shared_guest.shell("echo new >/mnt/vda/new; sync")
 
 
-def test_trimmed_blocks_leave_the_image(guest: Guest, guest_directory: Path) -> None:
+def test_trimmed_blocks_leave_the_image(shared_guest: Guest) -> None:
     """What the guest trims becomes a hole in its image file."""
-    image = guest_directory / "vm.qcow2"
-    guest.shell("dd if=/dev/urandom of=/mnt/vda/big bs=1M count=16 2>/dev/null; sync")
+    image = Path(shared_guest.domain.XMLDesc().partition("<source file='")[2].partition("'")[0])
+    shared_guest.shell("dd if=/dev/urandom of=/mnt/vda/big bs=1M count=16 2>/dev/null; sync")
     filled = image.stat().st_blocks
-    guest.shell("rm /mnt/vda/big; sync; fstrim /mnt/vda")
+    shared_guest.shell("rm /mnt/vda/big; sync; fstrim /mnt/vda")
     assert image.stat().st_blocks * 512 < filled * 512 - 12 * MiB
 
 
-def test_a_disk_plugged_in_later_is_mounted(guest: Guest, hypervisor: Hypervisor, guest_directory: Path) -> None:
-    """A second disk that is attached to the running guest appears below /mnt."""
+def test_a_disk_plugged_in_later_is_mounted(shared_guest: Guest, hypervisor: Hypervisor, guest_directory: Path) -> None:
+    """A second disk that is attached to the running guest appears below /mnt, and goes with the disk."""
     disk = DiskSpec(guest_directory / "second.raw", "vdb", "raw")
     make_disk(disk.path, 16 * MiB, hypervisor.account, image_format="raw")
-    guest.attach(disk)
-    guest.shell("for i in $(seq 50); do [ -d /mnt/vdb/lost+found ] && exit; sleep 0.1; done; exit 1")
+    shared_guest.attach(disk)
+    shared_guest.shell("for i in $(seq 50); do [ -d /mnt/vdb/lost+found ] && exit; sleep 0.1; done; exit 1")
+    shared_guest.detach(disk)
+    shared_guest.shell("for i in $(seq 50); do [ -d /mnt/vdb ] || exit 0; sleep 0.1; done; exit 1")
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["terminated", "killed"])
-def test_a_new_daemon_finds_the_running_guest(guest: Guest, hypervisor: Hypervisor, *, kill: bool) -> None:
+def test_a_new_daemon_finds_the_running_guest(shared_guest: Guest, hypervisor: Hypervisor, *, kill: bool) -> None:
     """The guest runs on while libvirtd ends and a new one takes over: it was not booted again."""
-    guest.shell("touch /run/was-here")
+    shared_guest.shell("touch /run/was-here")
     hypervisor.restart(kill=kill)
-    assert guest.wait_ready().shell("ls /run/was-here")
+    assert shared_guest.wait_ready().shell("ls /run/was-here")
 
 
 def test_a_guest_whose_qemu_was_killed_boots_again(guest: Guest) -> None:

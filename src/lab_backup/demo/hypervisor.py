@@ -26,7 +26,7 @@ from lab_backup.demo.guest import GuestImage
 _START_SECONDS = 60.0  # the first connection looks at every QEMU: 2 to 4 s on an idle machine
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
-_MAX_DIRECTORY = 19  # characters: below it libvirt puts sockets of up to 88, and a socket's path has at most 107
+_MAX_DIRECTORY = 22  # characters: below it libvirt puts sockets of up to 85, and a socket's path has at most 107
 _OWN_PROGRAMS = ("libvirtd", "virtlogd", "swtpm", "qemu-")
 
 
@@ -93,7 +93,7 @@ class Hypervisor:
         environment = {
             "HOME": str(self.directory),
             "XDG_RUNTIME_DIR": str(self.directory / "run"),
-            "XDG_CONFIG_HOME": str(self.directory / "conf"),
+            "XDG_CONFIG_HOME": str(self.directory / "c"),
             "XDG_CACHE_HOME": str(self.directory / "cache"),
         }
         with (self.directory / "libvirtd.log").open("ab") as log:
@@ -130,7 +130,7 @@ class Hypervisor:
         return pid if pid in self._processes() else None
 
     def _furnish(self) -> None:
-        configuration = self.directory / "conf/libvirt"
+        configuration = self.directory / "c/libvirt"
         configuration.mkdir(parents=True)
         (self.directory / "run").mkdir(mode=0o700)
         # Guests' console files are opened by libvirtd itself, so that no virtlogd is started and has to be ended.

@@ -107,6 +107,11 @@ class Guest:
         with _asked(f"plug {disk.target} into the guest {self.name}"):
             self.domain.attachDevice(_disk_xml(disk))
 
+    def detach(self, disk: DiskSpec) -> None:
+        """Ask the running guest to let go of a disk. It is gone some moments later."""
+        with _asked(f"unplug {disk.target} from the guest {self.name}"):
+            self.domain.detachDevice(_disk_xml(disk))
+
     def monitor(self, command: str, **arguments: object) -> Any:
         """Ask QEMU itself (QMP), past libvirt, and return what it answers. Raises GuestError."""
         request = json.dumps({"execute": command, "arguments": arguments})
