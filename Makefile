@@ -38,9 +38,9 @@ format: setup ## Format the code and mend what can be mended by a tool
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: ## Compare with other tools on this machine and write benchmarks/RESULTS.md
+bench: ## Compare with other tools and write benchmarks/RESULTS.md (an hour; nothing else should run)
 	@deploy/setup/setup runtime bench
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean: ## Remove caches and build results; .venv and the guest in the user's cache stay
 	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
