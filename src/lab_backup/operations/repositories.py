@@ -12,7 +12,8 @@ from lab_backup.errors import AmbiguousError, NotFoundError, UsageError
 from lab_backup.repository import repository as engine
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, Config
 from lab_backup.repository.keys import KeySlot, passphrase_slot
-from lab_backup.repository.repository import KEYS, Repository
+from lab_backup.repository.repository import Repository
+from lab_backup.repository.unlock import KEYS, read_slots
 from lab_backup.storage.address import open_storage
 
 
@@ -125,7 +126,7 @@ def _key_info(slot: KeySlot) -> KeyInfo:
 
 def list_keys(repository: Repository) -> list[KeyInfo]:
     """Return the ways to open the repository, oldest first."""
-    return [_key_info(slot) for slot in engine.read_slots(repository.storage)]
+    return [_key_info(slot) for slot in read_slots(repository.storage)]
 
 
 def add_key(repository: Repository, passphrase: str, *, label: str) -> KeyInfo:
@@ -147,15 +148,15 @@ def remove_key(repository: Repository, key_id: str) -> KeyInfo:
     Who has opened the repository with it may have kept the keys themselves: this revokes the passphrase, not them.
     `key_id` may be abbreviated. Raises NotFoundError, AmbiguousError, UsageError.
     """
-    slots = engine.read_slots(repository.storage)
+    slots = read_slots(repository.storage)
     fitting = [slot for slot in slots if key_id and slot.id.startswith(key_id)]
     if not fitting:
         raise NotFoundError(f"the repository has no key {key_id}", hint="see: lab-backup repo keys list")
     if len(fitting) > 1:
         raise AmbiguousError(f"{key_id} fits {', '.join(slot.id for slot in fitting)}", hint="give more characters")
-    if len(slots) == 1:
+    if not any(slot.intact and slot.kind == fitting[0].kind for slot in slots if slot.id != fitting[0].id):
         raise UsageError(
-            "this is the last key: without it nobody could open the repository",
+            "this is the last sound key: without it nobody could open the repository",
             hint="add another one first: lab-backup repo keys add",
         )
     repository.storage.delete(f"{KEYS}/{fitting[0].id}")

@@ -28,7 +28,9 @@ from lab_backup.repository.manifest import Entry as ManifestEntry
 from lab_backup.repository.marks import Verification
 from lab_backup.repository.pack import Entry, PackInfo, PackKind
 from lab_backup.repository.reader import Reader, ranges
-from lab_backup.repository.repository import CONDEMNED, DAMAGED, INDEX, KEYS, REMOVED, DamageList, Repository
+from lab_backup.repository.repository import CONDEMNED, DAMAGED, INDEX, REMOVED, DamageList, Repository
+from lab_backup.repository.unlock import KEYS
+from lab_backup.repository.untrusted_json import parse
 from lab_backup.repository.walk import Walk
 from lab_backup.storage.base import ObjectNotFoundError
 
@@ -131,8 +133,8 @@ class Checker:
                     self._report.damage.append(Damage(str(error), missing=False, touches=(info.path,)))
         for info in repository.storage.list(KEYS):
             try:
-                intact = msgspec.json.decode(repository.storage.read(info.path), type=KeySlot).intact
-            except (msgspec.DecodeError, ObjectNotFoundError):
+                intact = parse(repository.storage.read(info.path), KeySlot, info.path).intact
+            except (DamagedError, ObjectNotFoundError):
                 intact = False
             if not intact:
                 self._report.damage.append(

@@ -3,6 +3,7 @@
 Every chunk carries the codec that it was stored with, so a repository may hold all of them.
 """
 
+import re
 import threading
 import zlib
 from enum import IntEnum
@@ -56,7 +57,7 @@ def compressor(spec: str) -> Compressor:
     if name == "none" and not level_text:
         return lambda data: (Codec.NONE, data)
     limits = {"zstd": (3, 22), "gzip": (6, 9)}
-    if name not in limits or (level_text and not level_text.isdigit()):
+    if name not in limits or not re.fullmatch(r"[0-9]{0,4}", level_text):
         raise UsageError(f"{spec!r} is not a compression", hint="write zstd, zstd:LEVEL, gzip, gzip:LEVEL or none")
     default, highest = limits[name]
     level = int(level_text) if level_text else default
@@ -88,6 +89,8 @@ def decompress(codec: int, data: Buffer, raw_length: int) -> Buffer:
         elif codec == Codec.ZLIB:
             stream = zlib.decompressobj()
             raw = stream.decompress(data, raw_length + 1)
+            if not stream.eof:
+                raise ChunkCorruptError("a compressed chunk does not end where it should")
         else:
             raise ChunkCorruptError(f"codec {codec} is unknown")
     except (zstandard.ZstdError, zlib.error) as error:

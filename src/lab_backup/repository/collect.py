@@ -37,6 +37,7 @@ from lab_backup.repository.repository import (
     Repository,
 )
 from lab_backup.repository.session import LOOK_AGAIN
+from lab_backup.repository.untrusted_json import parse
 from lab_backup.repository.walk import Walk
 from lab_backup.storage.base import NoSpaceError, ObjectInfo, ObjectNotFoundError
 
@@ -334,11 +335,9 @@ class Collector:
     def _list(self, kind: Kind, path: str) -> set[bytes]:
         try:
             payload = self._repository.get_object(kind, path)
-            return {bytes.fromhex(pack) for pack in msgspec.json.decode(payload, type=PackList).packs}
+            return parse(payload, PackList, path).ids
         except ObjectNotFoundError:
             return set()
-        except (msgspec.DecodeError, ValueError) as error:
-            raise DamagedError(f"{path} is not valid") from error
 
     def _sparse(self, survey: _Survey, leave: set[bytes]) -> set[bytes]:
         """Return the packs that are mostly garbage and old enough to be copied and given up."""
@@ -455,8 +454,8 @@ class Collector:
         gone = {pack.hex() for pack in removed}
         for info in list(self._repository.storage.list(DAMAGED)):
             try:
-                record = msgspec.json.decode(self._repository.get_object(Kind.DAMAGED, info.path), type=DamageList)
-            except (DamagedError, ObjectNotFoundError, msgspec.DecodeError):
+                record = parse(self._repository.get_object(Kind.DAMAGED, info.path), DamageList, info.path)
+            except (DamagedError, ObjectNotFoundError):
                 continue
             if all(pack in gone for pack in record.packs) and all(pack in gone for pack, _ in record.blobs):
                 self._repository.storage.delete(info.path)

@@ -12,6 +12,7 @@ from lab_backup.errors import UsageError
 from lab_backup.repository.codec import compressor
 from lab_backup.repository.errors import DamagedError, NewerVersionError, NotARepositoryError
 from lab_backup.repository.keys import derive
+from lab_backup.repository.untrusted_json import parse
 from lab_backup.units import KiB, MiB, format_size
 
 PATH = "config"
@@ -51,9 +52,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Return the same with the seal that proves that somebody with the key wrote it."""
         return msgspec.structs.replace(self, seal=self._mac(metadata_key))
 
+    def sealed_by(self, metadata_key: bytes) -> bool:
+        """Whether somebody with this key wrote the object, just as it is."""
+        return hmac.compare_digest(self.seal.encode(), self._mac(metadata_key).encode())
+
     def verify(self, metadata_key: bytes) -> None:
         """Raise DamagedError where the object was changed by somebody without the key."""
-        if not hmac.compare_digest(self.seal, self._mac(metadata_key)):
+        if not self.sealed_by(metadata_key):
             raise DamagedError(
                 "the repository's config was changed by somebody without its key",
                 hint="restore the object `config` from a copy",
@@ -76,12 +81,15 @@ def check_chunk_size(size: int) -> int:
 
 def decode(data: bytes, url: str) -> Config:
     """Return the config in `data`, not yet verified. Raises NotARepositoryError, NewerVersionError, DamagedError."""
+    not_ours = f"{url} holds a file named config that is not of a Lab Backup repository"
     try:
-        head = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
-        raise NotARepositoryError(f"{url} holds a file named config that is not of a Lab Backup repository") from error
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
-        raise NotARepositoryError(f"{url} holds a file named config that is not of a Lab Backup repository")
+        head = parse(data, dict[str, object], "config")
+    except DamagedError as error:
+        raise NotARepositoryError(
+            not_ours, hint="if there was a repository, its object `config` is damaged: restore it from a copy"
+        ) from error
+    if head.get("format") != FORMAT:
+        raise NotARepositoryError(not_ours)
     version = head.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise NewerVersionError(
@@ -93,7 +101,7 @@ def decode(data: bytes, url: str) -> Config:
         check_chunk_size(config.chunk_size)
         compressor(config.compression)
     except (msgspec.ValidationError, UsageError) as error:
-        raise DamagedError(f"the config of {url} is damaged: {error}") from error
+        raise DamagedError(f"the config of {url} is damaged: {error}", hint="restore it from a copy") from error
     if not re.fullmatch(r"[0-9a-f]{32}", config.id) or config.grace < 0:
-        raise DamagedError(f"the config of {url} is damaged")
+        raise DamagedError(f"the config of {url} is damaged", hint="restore it from a copy")
     return config

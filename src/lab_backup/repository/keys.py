@@ -93,7 +93,7 @@ class RepositoryKeys:
 
         Raises WrongKeyError where a character is wrong.
         """
-        compact = re.sub(r"[\s-]", "", text.upper()).removeprefix(RECOVERY_PREFIX.replace("-", ""))
+        compact = _compact(text).removeprefix(_compact(RECOVERY_PREFIX))
         try:
             raw = base64.b32decode(compact + "=" * (-len(compact) % 8))
         except ValueError as error:
@@ -105,6 +105,16 @@ class RepositoryKeys:
                 "the recovery key is incomplete or has a typing error", hint="compare it with the sheet, group by group"
             )
         return cls(raw[:KEY], raw[KEY : 2 * KEY])
+
+
+def is_recovery_key(text: str) -> bool:
+    """Whether `text` is meant to be a recovery key rather than a passphrase: it starts like one."""
+    return _compact(text[:64]).startswith(_compact(RECOVERY_PREFIX))
+
+
+def _compact(text: str) -> str:
+    """Drop blanks and dashes; word processors like to put longer dashes (U+2010 to U+2015) and minus signs (U+2212) in."""
+    return re.sub(r"[\s\u2010-\u2015\u2212-]", "", text).upper()
 
 
 class KeySlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -122,6 +132,9 @@ class KeySlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     iterations: int = 0
     lanes: int = 0
     checksum: str = ""
+
+    def __repr__(self) -> str:
+        return f"KeySlot({self.id}, {self.kind}, {self.label!r})"  # in a plain slot, `wrapped` is the keys
 
     def _digest(self) -> str:
         fields = {name: value for name, value in msgspec.to_builtins(self).items() if name != "checksum"}
@@ -177,7 +190,7 @@ def plain_slot(keys: RepositoryKeys, *, created: str) -> KeySlot:
     raw = keys.master + keys.identity
     return KeySlot(
         version=1, id=secrets.token_hex(8), kind="plain", label="no encryption", created=created, wrapped=raw
-    )
+    ).with_checksum()
 
 
 def passphrase_slot(keys: RepositoryKeys, passphrase: str, repository_id: str, *, label: str, created: str) -> KeySlot:

@@ -13,6 +13,7 @@ import msgspec
 from lab_backup.repository.config import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from lab_backup.repository.errors import DamagedError, NewerVersionError
 from lab_backup.repository.tree import TreeRef
+from lab_backup.repository.untrusted_json import parse
 from lab_backup.units import TiB
 
 VERSION = 1
@@ -121,16 +122,19 @@ def encode(manifest: Manifest) -> bytes:
 
 def decode(payload: bytes, backup_id: str, repository_id: str) -> Manifest:
     """Return the manifest, with every field checked: it is input like any other. Raises DamagedError."""
+    what = f"the manifest of backup {backup_id}"
+    if parse(payload, _Version, what).version > VERSION:
+        raise NewerVersionError(
+            f"backup {backup_id} was written by a newer version of Lab Backup", hint="update this one"
+        )
+    manifest = parse(payload, Manifest, what)
     try:
-        version = msgspec.json.decode(payload, type=_Version).version
-        if version > VERSION:
-            raise NewerVersionError(
-                f"backup {backup_id} was written by a newer version of Lab Backup", hint="update this one"
-            )
-        manifest = msgspec.json.decode(payload, type=Manifest)
-        manifest.when.astimezone(UTC)
-    except (msgspec.DecodeError, ValueError, OverflowError) as error:
-        raise DamagedError(f"the manifest of backup {backup_id} is not valid: {error}") from error
+        # Without an offset it could not be compared with others.
+        valid = manifest.when.utcoffset() is not None and manifest.when.astimezone(UTC) is not None
+    except (ValueError, OverflowError):
+        valid = False
+    if not valid:
+        raise DamagedError(f"{what} has an impossible time")
     names = [entry.name for entry in (*manifest.disks, *manifest.files)]
     if manifest.backup != backup_id or manifest.repository != repository_id or len(set(names)) != len(names):
         raise DamagedError(

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from lab_backup.repository.errors import DamagedError
+from lab_backup.repository.untrusted_json import parse
 
 PREFIX = "marks"
 MarkKind = Literal["deleted", "protected", "archived", "tags", "verified"]
@@ -71,10 +72,7 @@ def _sequence(path: str) -> int:
 
 def decode(payload: bytes, path: str) -> Mark:
     """Return the mark in `payload`. Raises DamagedError."""
-    try:
-        mark = msgspec.json.decode(payload, type=Mark)
-    except msgspec.DecodeError as error:
-        raise DamagedError(f"{path} is not valid: {error}") from error
+    mark = parse(payload, Mark, path)
     if path.split("/")[1] != mark.backup:
         raise DamagedError(f"{path} speaks of another backup")
     return mark

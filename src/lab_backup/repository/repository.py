@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -19,16 +19,17 @@ from lab_backup.repository.cache import DEAD, IndexCache
 from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, DEFAULT_GRACE, Config, check_chunk_size
 from lab_backup.repository.envelope import Kind, seal, unseal
-from lab_backup.repository.errors import DamagedError, NotARepositoryError, RepositoryExistsError, WrongKeyError
-from lab_backup.repository.keys import RECOVERY_PREFIX, KeySlot, RepositoryKeys, passphrase_slot, plain_slot
+from lab_backup.repository.errors import DamagedError, NotARepositoryError, RepositoryExistsError
+from lab_backup.repository.keys import RepositoryKeys, passphrase_slot, plain_slot
 from lab_backup.repository.pack import ENTRY, PACK_ID, PackCipher, PackInfo, PackKind, unwrap
 from lab_backup.repository.pack_table import read_table
+from lab_backup.repository.unlock import KEYS, unlock
+from lab_backup.repository.untrusted_json import parse
 from lab_backup.storage.base import NoSpaceError, ObjectExistsError, ObjectNotFoundError, StorageBackend
 from lab_backup.units import MiB
 
 T = TypeVar("T")
 
-KEYS = "keys"
 INDEX = "index"
 CONDEMNED = "condemned"
 REMOVED = "removed"
@@ -41,17 +42,26 @@ LOAD_ENTRIES = 100_000  # places loaded in one transaction: some 20 MiB of memor
 MAX_CIPHERS = 4096  # unwrapped pack keys kept: a few hundred bytes each
 
 
+HexPack = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}\\Z")]
+HexBlob = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
+
+
 class PackList(msgspec.Struct, frozen=True, kw_only=True):
     """The payload of `condemned` and `removed` objects: pack ids, hexadecimal."""
 
-    packs: list[str]
+    packs: list[HexPack]
+
+    @property
+    def ids(self) -> set[bytes]:
+        """The packs' ids."""
+        return {bytes.fromhex(pack) for pack in self.packs}
 
 
 class DamageList(msgspec.Struct, frozen=True, kw_only=True):
     """The payload of `damaged` objects: packs that are gone, and (pack, blob) pairs whose bytes are wrong."""
 
-    packs: list[str]
-    blobs: list[tuple[str, str]]
+    packs: list[HexPack]
+    blobs: list[tuple[HexPack, HexBlob]]
 
 
 def _now() -> str:
@@ -315,10 +325,7 @@ class Repository:
         found: set[bytes] = set()
         for path, payload in self.read_objects(kind, [info.path for info in self.storage.list(prefix)]):
             if payload is not None:
-                try:
-                    found.update(bytes.fromhex(pack) for pack in msgspec.json.decode(payload, type=PackList).packs)
-                except ValueError as error:
-                    raise DamagedError(f"{path} is not valid") from error
+                found |= parse(payload, PackList, path).ids
         return found
 
     def damage(self) -> DamageList:
@@ -327,10 +334,7 @@ class Repository:
         blobs: list[tuple[str, str]] = []
         for path, payload in self.read_objects(Kind.DAMAGED, [info.path for info in self.storage.list(DAMAGED)]):
             if payload is not None:
-                try:
-                    part = msgspec.json.decode(payload, type=DamageList)
-                except msgspec.DecodeError as error:
-                    raise DamagedError(f"{path} is not valid") from error
+                part = parse(payload, DamageList, path)
                 packs += part.packs
                 blobs += part.blobs
         return DamageList(packs=packs, blobs=blobs)
@@ -406,39 +410,3 @@ def open_repository(storage: StorageBackend, *, passphrase: str | None, cache_di
         cache.close()
         raise
     return repository
-
-
-def unlock(storage: StorageBackend, config: Config, passphrase: str | None) -> RepositoryKeys:
-    """Return the repository's keys. Raises WrongKeyError where nothing fits."""
-    if passphrase is not None and passphrase.strip().upper().startswith(RECOVERY_PREFIX):
-        return RepositoryKeys.from_recovery_key(passphrase)
-    slots = read_slots(storage)
-    for slot in slots:
-        keys = slot.open(passphrase, config.id)
-        if keys is not None:
-            return keys
-    if not slots:
-        raise WrongKeyError(
-            f"{storage.url} has no key objects left",
-            hint="open it with the recovery key from its recovery sheet in place of the passphrase",
-        )
-    if passphrase is None:
-        raise WrongKeyError(
-            f"{storage.url} is encrypted", hint="give its passphrase by --passphrase-file or LAB_BACKUP_PASSPHRASE"
-        )
-    raise WrongKeyError(
-        f"the passphrase does not open {storage.url}", hint="check it, or use the recovery key from the recovery sheet"
-    )
-
-
-def read_slots(storage: StorageBackend) -> list[KeySlot]:
-    """Return all readable key slots, oldest first; an unreadable one is passed over, since another may open."""
-    slots = []
-    for info in storage.list(KEYS):
-        try:
-            slot = msgspec.json.decode(storage.read(info.path, 0, 64 * 1024), type=KeySlot)
-        except (msgspec.DecodeError, ObjectNotFoundError):
-            continue
-        if slot.version == 1 and info.path == f"{KEYS}/{slot.id}":
-            slots.append(slot)
-    return sorted(slots, key=lambda slot: slot.created)
