@@ -1,7 +1,9 @@
 """Restores of whole VMs on a real libvirt: they boot with what they had, and nothing else is touched."""
 
 import errno
+import io
 import os
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from lab_backup.sources.libvirt import define
 from lab_backup.sources.libvirt.domain_xml import read_definition
 from lab_backup.sources.libvirt.errors import HypervisorError
 from lab_backup.sources.libvirt.swap import SwapError
+from lab_backup.sources.libvirt.tpm_state import TpmStateError
 from lab_backup.targets.errors import TargetError
 from lab_backup.targets.raw_file import RawFileTarget
 from lab_backup.units import MiB
@@ -424,6 +427,81 @@ def test_firmware_variables_come_back(
     assert old.read_bytes() == variables
     assert read_definition(xml_of(guest)).nvram == str(old)
     old.unlink()
+
+
+def test_a_vm_brings_its_tpm_along(
+    guest_factory: Callable[..., Guest],
+    repository: Repository,
+    hypervisor: Hypervisor,
+    restore: Callable[..., RestoreResult],
+) -> None:
+    """The TPM's state lies where libvirt looks for it, under the new UUID or in the place of what is there, and swtpm takes it."""
+    guest = guest_factory(tpm=True)
+    guest.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    guest.destroy()
+    store_vm(repository, guest, files={"tpm.tar": tpm_archive(guest, hypervisor)})
+    states = next(hypervisor.directory.rglob(f"swtpm/{guest.domain.UUIDString()}")).parent
+    names = set(states.iterdir())
+    old = states / guest.domain.UUIDString() / "tpm2/tpm2-00.permall"
+    state = old.read_bytes()
+    result = restore(name="copy")
+    copy = Guest(hypervisor, "copy")
+    new = states / str(result.uuid) / "tpm2/tpm2-00.permall"
+    assert new.read_bytes() == state
+    assert new.stat().st_uid == hypervisor.account.uid
+    copy.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    copy.remove()
+    old.write_bytes(b"other")
+    with pytest.MonkeyPatch.context() as patch:
+        be_refused_by_libvirt(patch, guest)
+        with pytest.raises(HypervisorError):
+            restore(overwrite=True, format="raw")
+    assert old.read_bytes() == b"other"
+    result = restore(overwrite=True)
+    assert old.read_bytes() == state
+    assert set(states.iterdir()) == names
+    assert result.warnings == ()
+
+
+def tpm_archive(guest: Guest, hypervisor: Hypervisor) -> bytes:
+    """Return the TPM's state as a backup has it."""
+    folder = next(hypervisor.directory.rglob(f"swtpm/{guest.domain.UUIDString()}"))
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path in folder.rglob("*.permall"):
+            archive.add(path, str(path.relative_to(folder)))
+    return buffer.getvalue()
+
+
+def test_a_tpm_without_state_is_said(
+    guest_factory: Callable[..., Guest], repository: Repository, restore: Callable[..., RestoreResult]
+) -> None:
+    """Where the backup has no state of the TPM, the user learns what is lost."""
+    store_vm(repository, guest_factory(tpm=True))
+    assert any("TPM" in warning for warning in restore(name="copy").warnings)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "tpm2/../../escaped", "tpm2/.lock", "tpm2/a/b"])  # noqa: S108 - hostile, not used
+def test_a_hostile_tpm_archive_is_refused(
+    guest_factory: Callable[..., Guest],
+    repository: Repository,
+    hypervisor: Hypervisor,
+    restore: Callable[..., RestoreResult],
+    guest_directory: Path,
+    name: str,
+) -> None:
+    """An archive that would write elsewhere ends the restore before anything is written."""
+    guest = guest_factory(tpm=True)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    store_vm(repository, guest, files={"tpm.tar": buffer.getvalue()})
+    before = listing(guest_directory)
+    with pytest.raises(TpmStateError):
+        restore(name="copy")
+    assert listing(guest_directory) == before
+    assert not Guest(hypervisor, "copy").exists
+    assert not list(hypervisor.directory.rglob("*escaped*"))
 
 
 def test_a_pool_takes_the_disks(

@@ -198,7 +198,7 @@ def test_sockets_in_libvirts_own_folders_are_left_to_libvirt() -> None:
 def test_serial_ports_move_beside_the_disks() -> None:
     """Files and sockets behind serial ports get names of their own where the disks are; a console and its serial port share one."""
     file, other, socket = "<source path='/srv/a'/>", "<source path='/srv/b'/>", "<source mode='bind' path='/srv/a'/>"
-    devices = f"<serial type='file'>{file}</serial><serial type='file'>{other}</serial><serial type='unix'>{socket}</serial><console type='file'>{file}</console>"
+    devices = f"<serial type='file'>{file}</serial><serial type='file'>{other}</serial><serial type='unix'>{socket}</serial><console type='file'>{file}<log file='/srv/l'/></console>"
     root, result = rewrite(domain(devices), exists=lambda path: path == "/new/vm.console.log")
     sources = [source.get("path") for tag in ("serial", "console") for source in root.iterfind(f"devices/{tag}/source")]
     assert sources == [
@@ -207,6 +207,7 @@ def test_serial_ports_move_beside_the_disks() -> None:
         "/new/vm.console.sock",
         "/new/vm.console-2.log",
     ]
+    assert [log.get("file") for log in root.iterfind("devices/console/log")] == ["/new/vm.console-4.log"]
     assert sum("moved to" in note for note in result.notes) == 3
     assert not result.warnings
 

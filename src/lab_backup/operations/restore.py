@@ -18,6 +18,7 @@ from lab_backup.repository.repository import Repository
 from lab_backup.sources.libvirt import restore as libvirt_restore
 from lab_backup.sources.libvirt.connection import Hypervisor
 from lab_backup.sources.libvirt.restore import Options, PlannedDisk, PlannedFile, RestorePlan, SavedDisk
+from lab_backup.sources.libvirt.tpm_state import unpack_state
 from lab_backup.targets.device import DeviceTarget
 from lab_backup.targets.new_file import NewFile, Owner, check_space
 from lab_backup.targets.qcow2_file import Qcow2Target
@@ -27,6 +28,7 @@ from lab_backup.units import format_size
 
 DEFINITION = "domain.xml"
 NVRAM = "nvram"
+TPM = "tpm.tar"
 FORMATS = ("raw", "qcow2")
 
 
@@ -113,18 +115,22 @@ def restore_vm(
             hint="restore it with: lab-backup restore image",
         )
     xml = reader.read_file(definition).decode(errors="replace")
-    nvram = manifest.file(NVRAM)
+    nvram, tpm = manifest.file(NVRAM), manifest.file(TPM)
     options = Options(name=name, overwrite=overwrite, directory=directory, pool=pool, format=format, trusted=trusted)
     with Hypervisor(connect) as hypervisor:
         saved = [SavedDisk(disk.name, disk.format) for disk in manifest.disks]
-        plan = libvirt_restore.plan_restore(hypervisor, xml, saved, options, nvram=nvram is not None)
+        plan = libvirt_restore.plan_restore(
+            hypervisor, xml, saved, options, nvram=nvram is not None, tpm=tpm is not None
+        )
         for what in plan.replaces:
             tell.note(f"will be replaced: {what}")
         made: list[Callable[[], None]] = []
         try:
-            written = _write_disks(reader, manifest.disks, plan, made, tell)
             if plan.nvram is not None and nvram is not None:
                 _write_file(plan.nvram, reader.read_file(nvram), made)
+            if plan.tpm is not None and tpm is not None:
+                made.append(unpack_state(plan.tpm.written, reader.read_file(tpm)))
+            written = _write_disks(reader, manifest.disks, plan, made, tell)
             warnings = libvirt_restore.complete(hypervisor, plan)
         except BaseException:
             _abort(made)

@@ -92,8 +92,7 @@ class Gate:
             if self.knows(device):
                 continue
             for log in device.findall("log"):
-                device.remove(log)
-                self.notes.append(f"what its serial port writes is no longer logged to {short(log.get('file', ''))}")
+                self._confine_log(device, log)
             kind, source = device.get("type"), device.find("source")
             listens = kind == "unix" and source is not None and source.get("mode", "bind") == "bind"
             if source is None or not (listens or kind in {"file", "pipe", "dev"}):
@@ -108,6 +107,15 @@ class Gate:
                 device.remove(source)
                 device.set("type", "pty")
                 self.notes.append(f"its serial port on {short(path)} became a terminal")
+
+    def _confine_log(self, device: Element, log: Element) -> None:
+        path = log.get("file", "")
+        if self._terminals is None:
+            device.remove(log)
+            self.notes.append(f"what its serial port writes is no longer logged to {short(path)}")
+        else:
+            log.set("file", self._move(path, "log"))
+            self.notes.append(f"what its serial port writes is logged to {log.get('file')} instead of {short(path)}")
 
     def _move(self, path: str, suffix: str) -> str:
         """Return the new path of a terminal's file or socket: the same for the same, and one that nothing has."""

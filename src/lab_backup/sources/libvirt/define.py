@@ -111,10 +111,13 @@ def define(connection: Any, xml: str, name: str) -> Any:
 
 
 def undefine(domain: Any) -> None:
-    """Take back a definition, leaving all files alone."""
+    """Take back a definition; NVRAM and TPM state stay where libvirt can leave them (8.9 and later)."""
     flags = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    with translated("undefine the VM"):
-        domain.undefineFlags(flags)
+    try:
+        domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM)
+    except libvirt.libvirtError:
+        with translated("undefine the VM"):
+            domain.undefineFlags(flags)
 
 
 def forget_checkpoints(domain: Any) -> None:

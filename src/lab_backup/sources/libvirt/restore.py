@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lab_backup.errors import AccessDeniedError, BusyError, LabBackupError, TargetExistsError, UsageError
-from lab_backup.sources.libvirt import define, ownership
+from lab_backup.sources.libvirt import define, ownership, tpm_state
 from lab_backup.sources.libvirt.connection import Hypervisor
 from lab_backup.sources.libvirt.domain_xml import (
     Definition,
@@ -100,6 +100,7 @@ class RestorePlan:
     xml: str
     disks: tuple[PlannedDisk, ...]
     nvram: PlannedFile | None
+    tpm: PlannedFile | None
     current: str | None
     pool: str | None
     replaces: tuple[str, ...]
@@ -107,17 +108,17 @@ class RestorePlan:
     notes: tuple[str, ...]
 
     def files(self) -> Iterator[PlannedFile]:
-        """Return every file to write."""
+        """Return every file to write, and last the folder with the TPM's state."""
         yield from (disk.file for disk in self.disks)
-        if self.nvram is not None:
-            yield self.nvram
+        yield from (item for item in (self.nvram, self.tpm) if item is not None)
 
 
 def plan_restore(
-    hypervisor: Hypervisor, xml: str, disks: Sequence[SavedDisk], options: Options, *, nvram: bool
+    hypervisor: Hypervisor, xml: str, disks: Sequence[SavedDisk], options: Options, *, nvram: bool, tpm: bool
 ) -> RestorePlan:
-    """Decide everything about the restore of a VM with definition `xml`; `nvram` tells whether the backup has its variables.
+    """Decide everything about the restore of a VM with definition `xml`.
 
+    `nvram` and `tpm` tell whether the backup has its firmware variables and the state of its TPM.
     Changes nothing. Raises TargetExistsError (name, UUID or file taken), BusyError (the VM to overwrite runs, or is being backed up),
     UsageError, NotFoundError (pool), DefinitionError, AccessDeniedError.
     """
@@ -130,12 +131,14 @@ def plan_restore(
         raise UsageError(f"{options.format!r} is not a format", hint="use qcow2 or raw")
     if options.directory is not None and options.pool is not None:
         raise UsageError("a directory and a pool cannot both be the place", hint="give one of --directory and --pool")
-    return _Planner(hypervisor.connection, read_definition(xml), options).plan(xml, disks, nvram=nvram)
+    return _Planner(hypervisor, read_definition(xml), options).plan(xml, disks, nvram=nvram, tpm=tpm)
 
 
 class _Planner:
-    def __init__(self, connection: Any, saved: Definition, options: Options) -> None:
+    def __init__(self, hypervisor: Hypervisor, saved: Definition, options: Options) -> None:
+        connection = hypervisor.connection
         self._connection = connection
+        self._uri = hypervisor.uri
         self._saved = saved
         self._options = options
         self._name = check_name(options.name or saved.name)
@@ -168,7 +171,7 @@ class _Planner:
                 hint=f"restore it under a new --name, or over that one: --name {name} --overwrite",
             )
 
-    def plan(self, xml: str, disks: Sequence[SavedDisk], *, nvram: bool) -> RestorePlan:
+    def plan(self, xml: str, disks: Sequence[SavedDisk], *, nvram: bool, tpm: bool) -> RestorePlan:
         folder = self._folder([disk.name for disk in disks])
         planned = tuple(self._disk(disk, folder, disks) for disk in disks)
         variables = self._nvram(folder) if nvram and self._saved.has_nvram else None
@@ -186,15 +189,19 @@ class _Planner:
         )
         for network in define.missing_networks(self._connection, self._saved.networks):
             self._warnings.append(f"the network {network!r} is not active here: the VM will not start without it")
+        self._warn_of_detached(rewritten.xml)
+        state = self._tpm(rewritten.uuid, saved=tpm)
+        replaces = tuple(self._replaces(planned, [variables, state]))
         return RestorePlan(
             name=self._name,
             uuid=rewritten.uuid,
             xml=rewritten.xml,
             disks=planned,
             nvram=variables,
+            tpm=state,
             current=self._current,
             pool=self._options.pool,
-            replaces=tuple(self._replaces(planned, variables, rewritten.xml)),
+            replaces=replaces,
             warnings=(*rewritten.warnings, *self._warnings),
             notes=rewritten.notes,
         )
@@ -271,6 +278,25 @@ class _Planner:
             path = usual / f"{_safe(self._name)}_VARS-{self._token}{suffix}"
         return _new(path)
 
+    def _tpm(self, uuid: str, *, saved: bool) -> PlannedFile | None:
+        if self._saved.tpm is None:
+            return None
+        folder = tpm_state.states_folder(self._uri)
+        if not saved or folder is None:
+            why = "the backup does not have it" if not saved else "it is not known where this libvirt keeps it"
+            self._warnings.append(
+                f"the state of the TPM was not restored: {why}. Keys in it, such as those of BitLocker, are lost"
+            )
+            return None
+        path = folder / uuid
+        return PlannedFile(
+            written=folder / f".{uuid}.restore-{self._token}",
+            path=path,
+            old=path if path.is_dir() else None,
+            owner=None,
+            mode=0o700,
+        )
+
     def _over(self, old: Path, path: Path) -> PlannedFile:
         status = old.stat()
         mine = os.geteuid() != 0 or (status.st_uid, status.st_gid) == (0, 0)
@@ -299,15 +325,23 @@ class _Planner:
         if len({file.path for file in files}) != len(files):
             raise UsageError("two disks of the VM would get the same file", hint="give another --directory or --name")
 
-    def _replaces(self, disks: Sequence[PlannedDisk], nvram: PlannedFile | None, xml: str) -> Iterator[str]:
+    def _warn_of_detached(self, xml: str) -> None:
+        kept = read_definition(xml).disks
+        attached = {} if self._current is None else read_definition(self._current).disks
+        for target, path in attached.items():
+            if path and target not in kept:
+                self._warnings.append(f"disk {target} is no longer attached; its file stays: {path}")
+
+    def _replaces(self, disks: Sequence[PlannedDisk], others: Sequence[PlannedFile | None]) -> Iterator[str]:
         if self._current is None:
             return
         yield f"the definition of VM {self._name!r}"
         for disk in disks:
             if disk.file.old is not None:
                 yield f"disk {disk.target}: {disk.file.old}"
-        if nvram is not None and nvram.old is not None:
-            yield f"the firmware variables: {nvram.old}"
+        for other in others:
+            if other is not None and other.old is not None:
+                yield f"the memory of its firmware or TPM: {other.old}"
         if self._domain is not None:
             with translated("look at the VM"):
                 count, saved = len(self._domain.listAllCheckpoints(0)), self._domain.hasManagedSaveImage()
@@ -315,10 +349,6 @@ class _Planner:
                 yield f"{count} checkpoints: the next backup will be a full one"
             if saved:
                 yield "its saved memory"
-        kept = read_definition(xml).disks
-        for target, path in read_definition(self._current).disks.items():
-            if path and target not in kept:
-                self._warnings.append(f"disk {target} is no longer attached; its file stays: {path}")
 
 
 def _check_replaceable(domain: Any, uuid: str) -> None:

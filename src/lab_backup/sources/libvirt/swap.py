@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ class Replacement(NamedTuple):
 
 
 class Swap:
-    """Moves files within their folders. What it did is undone by `undo`, or completed by `commit`.
+    """Moves files, or whole folders, within their folders. What it did is undone by `undo`, or completed by `commit`.
 
     Until the commit the old files lie beside their former names, `NAME.before-restore-XXXXXX`, so that nothing is lost
     even where the process is killed between two steps.
@@ -50,7 +51,7 @@ class Swap:
 
     def _move(self, source: Path, target: Path) -> None:
         _rename(source, target)
-        self._undo.callback(_rename, target, source)
+        self._undo.callback(_move_back, target, source)
 
     def undo(self) -> None:
         """Move everything back."""
@@ -63,10 +64,18 @@ class Swap:
         left = []
         for path in self._aside:
             try:
-                path.unlink()
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
             except OSError:
                 left.append(path)
         return left
+
+
+def _move_back(source: Path, target: Path) -> None:
+    with suppress(FileNotFoundError):
+        _rename(source, target)
 
 
 def _rename(source: Path, target: Path) -> None:
@@ -75,7 +84,7 @@ def _rename(source: Path, target: Path) -> None:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links
+    except OSError:  # a folder, or a file system without hard links
         if os.path.lexists(target):
             raise FileExistsError(17, "File exists", str(target)) from None
         source.rename(target)
