@@ -96,7 +96,7 @@ def test_forged_cost(change: dict[str, int]) -> None:
         msgspec.structs.replace(slot("right"), **change).open("right", ID)
 
 
-def test_plain_slot("right") -> None:
+def test_plain_slot() -> None:
     """A repository without encryption opens without a passphrase, and its slot can be told from a damaged one."""
     stored = msgspec.json.decode(msgspec.json.encode(plain_slot(KEYS, created="")), type=KeySlot)
     assert stored.open(None, ID) == KEYS
