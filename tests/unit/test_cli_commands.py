@@ -17,7 +17,7 @@ from lab_backup.operations.catalogue import BackupSummary, Listing
 from lab_backup.operations.checkpoints import Checkpoint
 from lab_backup.operations.collect import CollectResult
 from lab_backup.operations.export import ExportResult
-from lab_backup.operations.repositories import KeyInfo, RepositoryInfo
+from lab_backup.operations.repositories import KeyInfo, RepositoryInfo, default_cache_directory
 from lab_backup.operations.restore import RestoredDisk, RestoreResult
 from lab_backup.operations.verify import VerifyResult
 from lab_backup.repository.check import Damage
@@ -180,7 +180,20 @@ def test_an_open_repository_asks_nothing(lab: Lab, operations: Operations) -> No
     """A repository without encryption is opened without a passphrase, although one is set."""
     operations.answer("repositories.repository_info", INFO)
     assert lab("repo", "info", "--repo", "/r", LAB_BACKUP_PASSPHRASE="secret").exit_code == 0
-    assert operations.keywords("repositories.open_repository") == {"passphrase": None, "cache_directory": None}
+    assert operations.keywords("repositories.open_repository") == {
+        "passphrase": None,
+        "cache_directory": default_cache_directory(),
+    }
+
+
+def test_an_unusable_cache_says_where_else(lab: Lab, operations: Operations) -> None:
+    """Where the index cannot be cached, such as in a read-only home, the user learns which setting moves it."""
+    operations.answer("repositories.open_repository", PermissionError(13, "Permission denied", "/c/abc/data.mdb"))
+    result = lab("list", "--repo", "/r", LAB_BACKUP_CACHE="/c")
+    assert result.exit_code == 1
+    assert "hint: set LAB_BACKUP_CACHE" in result.stderr
+    elsewhere = lab("list", "--repo", "/r", LAB_BACKUP_CACHE="/elsewhere")
+    assert elsewhere.stderr == "error: /c/abc/data.mdb: Permission denied\n"
 
 
 def test_the_wrong_passphrase_ends_with_5(lab: Lab, operations: Operations) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab_backup.cli.passphrase import read_passphrase
+from lab_backup.errors import LabBackupError
 
 if TYPE_CHECKING:
     from lab_backup.repository.repository import Repository
@@ -21,11 +22,30 @@ def cache_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
     return Path(given) if given else None
 
 
+def _about_cache(directory: Path, error: OSError) -> LabBackupError | None:
+    """Return what to say where it was the cache in `directory` that failed; None where it was something else."""
+    name = error.filename
+    if not isinstance(name, str) or not Path(name).is_relative_to(directory):
+        return None
+    return LabBackupError(
+        f"the local copy of the index cannot be kept in {directory}: {error.strerror}",
+        hint=f"set {CACHE} to a folder that this user may write to",
+    )
+
+
 @contextmanager
 def opened(url: str, passphrase_file: Path | None) -> Iterator["Repository"]:
     """Open the repository at `url`, asking for the passphrase only if it has one."""
-    from lab_backup.operations.repositories import needs_passphrase, open_repository
+    from lab_backup.operations.repositories import default_cache_directory, needs_passphrase, open_repository
 
+    directory = cache_directory() or default_cache_directory()
     passphrase = read_passphrase(passphrase_file) if needs_passphrase(url) else None
-    with open_repository(url, passphrase=passphrase, cache_directory=cache_directory()) as repository:
+    try:
+        repository = open_repository(url, passphrase=passphrase, cache_directory=directory)
+    except OSError as error:
+        explained = _about_cache(directory, error)
+        if explained is None:
+            raise
+        raise explained from error
+    with repository:
         yield repository

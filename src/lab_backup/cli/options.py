@@ -25,6 +25,7 @@ PassphraseFileOption = Annotated[
     typer.Option(
         "--passphrase-file",
         metavar="FILE",
+        readable=False,
         help="Read the passphrase from the first line of FILE. Otherwise LAB_BACKUP_PASSPHRASE is used, or you are asked.",
     ),
 ]

@@ -86,10 +86,10 @@ def keys(found: "Sequence[KeyInfo]") -> str:
     )
 
 
-def backups(listing: "Listing") -> str:
-    """List backups, oldest first."""
+def backups(listing: "Listing", *, source: str | None = None) -> str:
+    """List backups, oldest first; only those of `source` were asked for, if it is given."""
     if not listing.backups:
-        return "There are no backups."
+        return "There are no backups." if source is None else f"There are no backups of {source}."
     rows = [
         (
             item.backup[:SHORT_ID],
@@ -240,7 +240,7 @@ def collection(result: "CollectResult", *, dry_run: bool) -> str:
 def checkpoints(found: "Sequence[Checkpoint]") -> str:
     """List checkpoints of ours in a VM."""
     if not found:
-        return "The VM has no checkpoints of ours."
+        return "No backup has left a checkpoint in this VM."
     rows = [(item.name, local(item.created), ", ".join(item.disks)) for item in found]
     return table(["CHECKPOINT", "CREATED", "DISKS"], rows)
 

@@ -76,7 +76,9 @@ def vm(
     )
 )
 def image(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A raw or qcow2 file, or a block device; not in use.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", readable=False, help="A raw or qcow2 file, or a block device; not in use.")
+    ],
     repo: RepoOption,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What to call it.  [default: its path]")] = None,
     format: Annotated[  # noqa: A002  the word that users know

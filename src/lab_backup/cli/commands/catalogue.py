@@ -23,7 +23,7 @@ def list_backups(
 
     with opened(repo, passphrase_file) as repository:
         listing = listed(repository, source=source)
-    printing.show(listing, tables.backups, as_json=as_json)
+    printing.show(listing, lambda found: tables.backups(found, source=source), as_json=as_json)
     for path, what in listing.unreadable.items():
         printing.tell("warning", f"{path} cannot be read: {what}")
     return ExitCode.DAMAGED if listing.unreadable else ExitCode.DONE

@@ -45,5 +45,5 @@ def remove(
     if every == bool(names):
         raise UsageError("say which checkpoints", hint="name them, or use --all; see: lab-backup checkpoints list")
     removed = {"removed": remove_checkpoints(vm, None if every else names, connect=connect)}
-    printing.show(removed, lambda gone: f"{len(gone['removed'])} removed.", as_json=as_json)
+    printing.show(removed, lambda gone: "\n".join(f"Removed {name}." for name in gone["removed"]), as_json=as_json)
     return ExitCode.DONE

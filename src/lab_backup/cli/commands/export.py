@@ -15,7 +15,9 @@ from lab_backup.cli.progress import shown
 def export(
     backup: BackupArgument,
     repo: RepoOption,
-    to: Annotated[Path, typer.Option(metavar="FILE.tar", help="The file to make. It is not encrypted.")],
+    to: Annotated[
+        Path, typer.Option(metavar="FILE.tar", readable=False, help="The file to make. It is not encrypted.")
+    ],
     passphrase_file: PassphraseFileOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,

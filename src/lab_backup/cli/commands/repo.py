@@ -105,6 +105,7 @@ def add(
         Path | None,
         typer.Option(
             metavar="FILE",
+            readable=False,
             help=f"Read the new passphrase from the first line of FILE. Otherwise {NEW_VARIABLE} is used, or you are asked.",
         ),
     ] = None,

@@ -51,7 +51,8 @@ def vm(
         ),
     ] = False,
     directory: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the disks go.  [default: where the VM's were]")
+        Path | None,
+        typer.Option(metavar="DIR", readable=False, help="Where the disks go.  [default: where the VM's were]"),
     ] = None,
     pool: Annotated[str | None, typer.Option(metavar="POOL", help="The storage pool that the disks go to.")] = None,
     format: Annotated[  # noqa: A002  the word that users know
@@ -94,7 +95,9 @@ def vm(
 def image(
     backup: BackupArgument,
     repo: RepoOption,
-    to: Annotated[Path, typer.Option(metavar="PATH", help="The file to make, or with --in-place to write over.")],
+    to: Annotated[
+        Path, typer.Option(metavar="PATH", readable=False, help="The file to make, or with --in-place to write over.")
+    ],
     disk: Annotated[
         str | None, typer.Option(metavar="TARGET", help="Which disk, such as vda, if there are several.")
     ] = None,
