@@ -1,7 +1,8 @@
 """What a libvirt domain is made of, read from its XML (https://libvirt.org/formatdomain.html)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
@@ -96,9 +97,10 @@ class Domain:
             state = domain.state()[0]
             live = domain.XMLDesc(0)
             inactive = inactive_xml(domain) if persistent else live
-        return cls.parse(
+        facts = cls.parse(
             live, inactive, running=running, persistent=persistent, paused=state == libvirt.VIR_DOMAIN_PAUSED
         )
+        return replace(facts, disks=tuple(_with_volume_path(domain, disk) for disk in facts.disks))
 
     @classmethod
     def parse(cls, live: str, inactive: str, *, running: bool, persistent: bool, paused: bool = False) -> "Domain":
@@ -139,6 +141,18 @@ class Domain:
         if not chosen:
             raise UsageError(f"VM {self.name!r} has no disk that could be backed up")
         return chosen
+
+
+def _with_volume_path(domain: Any, disk: Disk) -> Disk:
+    """Return `disk` with the path of the volume that it is, where libvirt knows one."""
+    if disk.type != "volume" or not disk.source:
+        return disk
+    pool, _, name = disk.source.removeprefix("volume:").partition("/")
+    with suppress(libvirt.libvirtError):
+        volume = domain.connect().storagePoolLookupByName(pool).storageVolLookupByName(name)
+        if volume.info()[0] in {libvirt.VIR_STORAGE_VOL_FILE, libvirt.VIR_STORAGE_VOL_BLOCK}:
+            return replace(disk, path=str(volume.path()))
+    return disk
 
 
 def inactive_xml(domain: Any) -> str:

@@ -103,7 +103,7 @@ def running_job(domain: Any) -> RunningJob | None:
 def is_busy(domain: Any) -> bool:
     """Tell whether the domain has any job: a backup, a migration, a save. Beginning another would block, then fail."""
     with translated("see what the VM is doing"):
-        return bool(domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+        return bool(domain.isActive() and domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
 
 
 def abort(domain: Any, *, timeout: float = ABORT_TIMEOUT) -> None:

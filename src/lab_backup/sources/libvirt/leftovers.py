@@ -23,7 +23,7 @@ _OURS = re.compile(r"lab-backup-[0-9a-z-]+\.(scratch|sock|overlay)|lab-backup-[0
 class Leftovers(msgspec.Struct, frozen=True):
     """What must not outlive the backup. Everything named here is, or may be, there.
 
-    `frozen`: the guest was told to freeze and not yet known to be thawed. `job`: a pull job of the claim `token` runs.
+    `destroy`: the VM was off, and is started but paused. `resume`: it was stopped by an error that is our fault. `frozen`: the guest was told to freeze and not yet known to be thawed. `job`: a pull job of the claim `token` runs.
     `checkpoint`: the one that no committed backup needs. `files` and `directories` carry names of our own making.
     """
 
@@ -36,6 +36,7 @@ class Leftovers(msgspec.Struct, frozen=True):
     files: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()
     resume: bool = False
+    destroy: bool = False
 
     def replace(self, **changes: Any) -> "Leftovers":
         """Return a copy with `changes`."""
@@ -67,6 +68,13 @@ def clean_up(hypervisor: Hypervisor, left: Leftovers) -> tuple[Leftovers, list[s
             )
         ):
             left = left.replace(checkpoint=None)
+        if (
+            left.destroy
+            and not left.job
+            and left.checkpoint is None
+            and _attempt(problems, "stop the VM", lambda: _destroy(domain))
+        ):
+            left = left.replace(destroy=False)
     if hypervisor.is_local and not left.job:
         remove_files(left.files, left.directories)
         left = left.replace(files=(), directories=())
@@ -103,6 +111,12 @@ def _abort(domain: Any, token: str) -> None:
     running = job.running_job(domain)
     if running is not None and running.holds(token):
         job.abort(domain)
+
+
+def _destroy(domain: Any) -> None:
+    """Stop a VM that never ran; one that somebody has resumed is theirs now."""
+    if domain.isActive() and domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+        domain.destroy()
 
 
 def _resume(domain: Any) -> None:

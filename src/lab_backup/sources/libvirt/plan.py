@@ -7,7 +7,7 @@ from typing import Any
 
 from lab_backup.sources.libvirt import bitmap, checkpoint
 from lab_backup.sources.libvirt.domain import Disk, Domain
-from lab_backup.sources.libvirt.errors import HypervisorError
+from lab_backup.sources.libvirt.errors import HypervisorError, translated
 from lab_backup.sources.source import Previous
 from lab_backup.units import format_size
 
@@ -35,6 +35,16 @@ class DiskPlan:
     def full(self, reason: str) -> "DiskPlan":
         """Return the same plan, but reading the whole disk because of `reason`."""
         return replace(self, since=None, reason=reason, bytes_to_read=None)
+
+
+def sizes(domain: Any, disk: Disk) -> tuple[int, int]:
+    """Return the capacity of a disk and the bytes that it occupies.
+
+    libvirt calls the latter `physical` while QEMU has the disk open, and `allocation` where it looks by itself.
+    """
+    with translated(f"ask for the size of disk {disk.target}"):
+        capacity, allocation, physical = domain.blockInfo(disk.target)
+        return int(capacity), int(physical if domain.isActive() else allocation)
 
 
 def decide(disk: Disk, size: int, facts: Domain, previous: Previous | None, *, full: bool) -> DiskPlan:

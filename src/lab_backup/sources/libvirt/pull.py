@@ -3,32 +3,26 @@
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import libvirt
 
-from lab_backup.errors import LabBackupError
 from lab_backup.nbd.address import UnixAddress
 from lab_backup.nbd.client import NbdClient
 from lab_backup.nbd.protocol import dirty_bitmap
-from lab_backup.sources.libvirt import bitmap, checkpoint, job, ownership, process, quiesce
-from lab_backup.sources.libvirt.connection import Hypervisor
-from lab_backup.sources.libvirt.domain import Disk, Domain
+from lab_backup.sources.libvirt import job, ownership, process, quiesce
+from lab_backup.sources.libvirt.backup import VmBackup
+from lab_backup.sources.libvirt.domain import Disk
 from lab_backup.sources.libvirt.errors import HypervisorError, LostBackupError, translate
 from lab_backup.sources.libvirt.export import VmDisk, WatchedReader, dirty_extents, open_reader
 from lab_backup.sources.libvirt.guard_process import GuardProcess
-from lab_backup.sources.libvirt.leftovers import Leftovers, clean_up, release
 from lab_backup.sources.libvirt.plan import DiskPlan, check_live
-from lab_backup.sources.libvirt.request import Request
-from lab_backup.sources.libvirt.retirement import retire
 from lab_backup.sources.libvirt.scratch import SocketPlace, make_directory, remove_stale, scratch_files, socket_place
-from lab_backup.sources.libvirt.takeover import clear_the_way
 from lab_backup.sources.source import Consistency
 
 EXPLANATION_LOOKS, EXPLANATION_PAUSE = 10, 0.3
@@ -50,63 +44,40 @@ class PullUnsupportedError(HypervisorError):
     """This libvirt or QEMU has no pull-mode backups. Nothing was begun."""
 
 
-class PullBackup:
-    """One backup job, from its beginning to its end."""
+class PullBackup(VmBackup):
+    """A backup by one job of libvirt's."""
 
-    def __init__(self, hypervisor: Hypervisor, facts: Domain, plans: Sequence[DiskPlan], request: Request) -> None:
-        """Prepare to back up the disks of `plans`; `begin` does it."""
-        self.warnings: list[str] = []
-        self.notes: list[str] = []
-        self.disks: list[VmDisk] = []
-        self.consistency = Consistency.CRASH
-        self._hypervisor = hypervisor
-        self._facts = facts
-        self._plans = list(plans)
-        self._request = request
-        self._checkpoint = checkpoint.checkpoint_name(request.repository_id, request.backup_id)
-        self._owner = ownership.Owner.new(request.repository_id, request.backup_id, now=datetime.now(UTC))
-        self._guard: GuardProcess | None = None
-        self._seen: dict[str, dict[str, bitmap.Bitmap]] | None = None
-        self._place: SocketPlace | None = None
-        self._committed = False
+    _place: SocketPlace | None = None
 
     def begin(self) -> None:
         """Freeze, begin the job, thaw, and connect to the exports. After an error `close` must be called."""
-        domain = self._hypervisor.domain(self._facts.uuid)
-        self.notes.extend(clear_the_way(domain, self._request, local=self._hypervisor.is_local))
-        self._plans, self._seen = check_live(domain, self._facts, self._plans, repair=True)
-        chosen = [self._disk(plan.name) for plan in self._plans]
+        domain = self.clear_the_way()
+        self.export(domain, self.claim(domain))
+
+    def export(self, domain: Any, guard: GuardProcess) -> None:
+        """Begin the job on a running and claimed `domain`, and connect to it."""
+        self._plans, self._seen = check_live(domain, self._facts, self.plan(domain), repair=True)
         qemu = process.find(self._facts.uuid)
         self._place = socket_place(self._owner.token, qemu)
-        scratch = scratch_files(self._facts.uuid, self._owner.token, chosen, self._request.scratch_directory)
+        scratch = scratch_files(self._facts.uuid, self._owner.token, self._chosen, self._request.scratch_directory)
         directories = {path.parent for path in scratch.values()}
-        left = Leftovers(
-            uri=self._hypervisor.uri,
-            uuid=self._facts.uuid,
-            token=self._owner.token,
-            job=True,
-            checkpoint=self._checkpoint,
-            files=(*map(str, scratch.values()), str(self._place.path)),
-            directories=() if self._place.directory is None else (str(self._place.directory),),
-        )
-        self._guard = GuardProcess(left.replace(job=False, checkpoint=None), self._request.limits)
-        ownership.write(domain, self._owner)
         remove_stale(self._facts.uuid, directories)
         self._check_space(directories)
         if self._place.directory is not None and qemu is not None:
+            guard.update(guard.left.replace(directories=(str(self._place.directory),)))
             make_directory(self._place.directory, qemu)
-        self._guard.update(left, watched=tuple(map(str, directories)))
-        self._begin_frozen(domain, scratch, self._guard)
+        left = guard.left.replace(
+            job=True, checkpoint=self._checkpoint, files=(*map(str, scratch.values()), str(self._place.path))
+        )
+        guard.update(left, watched=tuple(map(str, directories)))
+        self._begin_frozen(domain, scratch, guard)
         self._claim_again(domain)
         self.disks = [
-            self._export(disk, plan, self._guard.alive) for disk, plan in zip(chosen, self._plans, strict=True)
+            self._export(disk, plan, guard.alive) for disk, plan in zip(self._chosen, self._plans, strict=True)
         ]
 
-    def check(self) -> None:
-        """Raise LostBackupError if the exports are no longer what they were, or are not ours any more."""
-        if self._guard is not None and (trouble := self._guard.trouble()) is not None:
-            raise LostBackupError(f"the backup of VM {self._facts.name!r} was ended: {trouble}")
-        domain = self._hypervisor.domain(self._facts.uuid)
+    def check_disks(self, domain: Any) -> None:
+        """Raise LostBackupError if the guest has stopped, or the job is no longer ours."""
         try:
             if not domain.isActive() or domain.state()[0] in _STOPPING:
                 raise LostBackupError(
@@ -118,40 +89,6 @@ class PullBackup:
         running = job.running_job(domain)
         if running is None or not running.holds(self._owner.token):
             raise LostBackupError(f"the backup job of VM {self._facts.name!r} was ended by somebody else")
-        owner = ownership.read(domain)
-        if owner is None or owner.token != self._owner.token:
-            raise LostBackupError(f"another backup has taken over VM {self._facts.name!r}")
-
-    def commit(self) -> None:
-        """Keep the new checkpoint; the one that it replaces goes when the source is closed."""
-        self._committed = True
-        if self._guard is not None:
-            with suppress(HypervisorError):  # a guard that is gone removes nothing
-                self._guard.update(self._guard.left.replace(checkpoint=None))
-
-    def close(self) -> None:
-        """End the job and take back what is not to stay. What cannot be done now, the guard goes on trying."""
-        for disk in self.disks:
-            disk.reader.close()
-        if self._guard is None:
-            return
-        left, problems = clean_up(self._hypervisor, self._guard.left)
-        if problems:
-            self.warnings.extend(f"{problem}; the guard process goes on trying" for problem in problems)
-            with suppress(LabBackupError):
-                self._guard.update(left)
-            self._guard.hand_over()
-            return
-        if self._committed:
-            self._retire_checkpoints()
-        self._guard.finish()
-        try:
-            release(self._hypervisor, left)
-        except LabBackupError as error:
-            self.warnings.append(f"{error}; the claim on the VM will run out by itself")
-
-    def _disk(self, target: str) -> Disk:
-        return next(disk for disk in self._facts.disks if disk.target == target)
 
     def _check_space(self, directories: set[Path]) -> None:
         reserve = self._request.limits.scratch_reserve
@@ -212,11 +149,7 @@ class PullBackup:
         names = {plan.name for plan in self._plans}
         others = [disk.target for disk in self._facts.disks if disk.device == "disk" and disk.target not in names]
         xml = job.backup_xml(job.UnixServer(self._place.path), backed, others)
-        bitmaps = {disk.target: disk.checkpoint for disk in backed} | dict.fromkeys(others, False)
-        if not any(bitmaps.values()):
-            return xml, None
-        text = f"Lab Backup, repository {self._request.repository_id}, backup {self._request.backup_id}"
-        return xml, checkpoint.checkpoint_xml(self._checkpoint, text, bitmaps)
+        return xml, self.checkpoint_xml()
 
     def _without_trouble(self, error: Any) -> list[DiskPlan]:
         """Return plans that avoid what libvirt just refused; raise our error where there is no such thing."""
@@ -270,12 +203,3 @@ class PullBackup:
         for _ in range(EXPLANATION_LOOKS):
             self.check()
             time.sleep(EXPLANATION_PAUSE)
-
-    def _retire_checkpoints(self) -> None:
-        try:
-            domain = self._hypervisor.domain(self._facts.uuid)
-            covered = {disk.name for disk in self.disks}
-            local = self._hypervisor.is_local
-            retire(domain, self._facts, self._request, self._checkpoint, covered, self._seen, local=local)
-        except (LabBackupError, libvirt.libvirtError) as error:
-            self.warnings.append(f"an old checkpoint could not be removed: {error}")

@@ -15,21 +15,20 @@ UNUSED_FOR = timedelta(days=30)
 
 
 def superseded(
-    known: list[Checkpoint], new: str, covered: set[str], present: set[str], request: Request, now: datetime
+    known: list[Checkpoint], new: str, covered: set[str], present: set[str], repository_id: str, now: datetime
 ) -> list[str]:
     """Return the checkpoints that the checkpoint `new` of the disks `covered` makes useless.
 
-    Those are the ones that the previous backup left, if no other disk of the VM (`present`) needs them, and old ones of
-    the same repository. Those of other repositories are none of our business.
+    Those are the ones of the same repository whose every disk is in `covered`, or no longer in the VM (`present`): the
+    newest backup is what the next one builds on. Where other disks need one, it stays until it is old. Checkpoints of
+    other repositories are none of our business.
     """
-    previous = request.previous
-    replaced = set() if previous is None else {disk.checkpoint for disk in previous.disks.values()}
     result = []
     for item in known:
-        if item.name == new or not checkpoint.belongs_to(item.name, request.repository_id):
+        if item.name == new or not checkpoint.belongs_to(item.name, repository_id):
             continue
         needed = (set(item.disks) & present) - covered
-        if (item.name in replaced and not needed) or now - item.created > UNUSED_FOR:
+        if not needed or now - item.created > UNUSED_FOR:
             result.append(item.name)
     return result
 
@@ -47,7 +46,7 @@ def retire(
     """Remove the checkpoints that `new` supersedes, and bitmaps `seen` in QEMU that no checkpoint knows any more."""
     known = checkpoint.list_all(domain)
     present = {disk.target for disk in facts.disks}
-    gone = superseded(known, new, covered, present, request, datetime.now(UTC))
+    gone = superseded(known, new, covered, present, request.repository_id, datetime.now(UTC))
     for name in gone:
         remove_checkpoint(domain, name, local=local)
     if seen is None or not domain.isActive():

@@ -9,11 +9,15 @@ from typing import Any, Self
 from lab_backup.errors import LabBackupError
 from lab_backup.nbd.tls import TlsCredentials
 from lab_backup.sources.libvirt import checkpoint
+from lab_backup.sources.libvirt.backup import VmBackup
 from lab_backup.sources.libvirt.connection import Hypervisor, shown
 from lab_backup.sources.libvirt.domain import Disk, Domain
 from lab_backup.sources.libvirt.errors import translated
+from lab_backup.sources.libvirt.firmware import read_nvram, read_tpm
 from lab_backup.sources.libvirt.guard_process import Limits
-from lab_backup.sources.libvirt.plan import DiskPlan, check_live, decide
+from lab_backup.sources.libvirt.offline import OfflineBackup, check_images, is_possible
+from lab_backup.sources.libvirt.paused import PausedBackup
+from lab_backup.sources.libvirt.plan import DiskPlan, check_live, decide, sizes
 from lab_backup.sources.libvirt.pull import PullBackup
 from lab_backup.sources.libvirt.request import Method, Request
 from lab_backup.sources.source import ConfigurationFile, Consistency, DiskExport, OpenSource, Previous, Quiesce
@@ -75,9 +79,12 @@ def plan_vm(
         domain = hypervisor.find(name)
         facts = Domain.read(domain)
         chosen = facts.select(disks)
-        allocated = {disk.target: _sizes(domain, disk) for disk in chosen}
+        allocated = {disk.target: sizes(domain, disk) for disk in chosen}
         plans = [decide(disk, allocated[disk.target][0], facts, previous, full=full) for disk in chosen]
-        plans, _ = check_live(domain, facts, plans, repair=False)
+        if facts.running:
+            plans, _ = check_live(domain, facts, plans, repair=False)
+        elif hypervisor.is_local and is_possible(chosen):
+            plans = check_images(chosen, plans)
         changed = {
             (name, target): size
             for name in {plan.since for plan in plans if plan.since is not None}
@@ -107,7 +114,7 @@ class VmSource:
         self._connect = connect
         self._request = request
         self._hypervisor: Hypervisor | None = None
-        self._open: tuple[Domain, PullBackup] | None = None
+        self._open: tuple[Domain, VmBackup] | None = None
 
     @property
     def source_id(self) -> str:
@@ -142,12 +149,10 @@ class VmSource:
         try:
             domain = hypervisor.find(self._wanted)
             facts = Domain.read(domain)
-            plans = [
-                decide(disk, _sizes(domain, disk)[0], facts, self._request.previous, full=self._request.full)
-                for disk in facts.select(self._request.disks)
-            ]
-            self._begin(facts, PullBackup(hypervisor, facts, plans, self._request))
-            self.configuration = [ConfigurationFile("domain.xml", facts.xml.encode())]
+            disks = facts.select(self._request.disks)
+            way = _way(facts, disks, local=hypervisor.is_local)
+            self._begin(facts, way(hypervisor, facts, disks, self._request))
+            self.configuration = self._configuration(facts, local=hypervisor.is_local)
         except BaseException:
             self.__exit__()
             raise
@@ -165,24 +170,28 @@ class VmSource:
             self._hypervisor = None
 
     @property
-    def _opened(self) -> tuple[Domain, PullBackup]:
+    def _opened(self) -> tuple[Domain, VmBackup]:
         if self._open is None:
             raise RuntimeError("the source is not open")
         return self._open
 
-    def _begin(self, facts: Domain, backup: PullBackup) -> None:
+    def _begin(self, facts: Domain, backup: VmBackup) -> None:
         self._open = facts, backup
         backup.begin()
 
+    def _configuration(self, facts: Domain, *, local: bool) -> list[ConfigurationFile]:
+        files = [ConfigurationFile("domain.xml", facts.xml.encode())]
+        for found, notes in (read_nvram(facts), read_tpm(facts)) if local else ():
+            files += found
+            self.notes += notes
+        return files
 
-def _sizes(domain: Any, disk: Disk) -> tuple[int, int]:
-    """Return the capacity of a disk and the bytes that it occupies.
 
-    libvirt calls the latter `physical` while QEMU has the disk open, and `allocation` where it looks by itself.
-    """
-    with translated(f"ask for the size of disk {disk.target}"):
-        capacity, allocation, physical = domain.blockInfo(disk.target)
-        return int(capacity), int(physical if domain.isActive() else allocation)
+def _way(facts: Domain, disks: list[Disk], *, local: bool) -> type[VmBackup]:
+    """Return how to read `disks` of the VM, given its state and whether its images are within our reach."""
+    if facts.running:
+        return PullBackup
+    return OfflineBackup if local and is_possible(disks) else PausedBackup
 
 
 def _changed(domain: Any, name: str) -> dict[str, int]:

@@ -1,0 +1,92 @@
+"""What firmware and TPM of a VM remember between two starts; libvirt's backup job leaves it out."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from lab_backup.sources.libvirt.domain import Domain
+from lab_backup.sources.source import ConfigurationFile
+from lab_backup.units import MiB
+
+MAX_SIZE = 64 * MiB
+"""Bytes of an NVRAM or of all TPM state files; real ones have less than one MiB."""
+
+_SYSTEM_STATE = Path("/var/lib/libvirt/swtpm")
+
+
+def read_nvram(facts: Domain) -> tuple[list[ConfigurationFile], list[str]]:
+    """Return the local NVRAM file of a VM that has one, and notes about what could not be read.
+
+    A VM that was never started has none yet, which is fine: it is made from its template.
+    """
+    if facts.nvram is None:
+        return [], []
+    try:
+        data = _read(Path(facts.nvram))
+    except FileNotFoundError:
+        return [], []
+    except (OSError, ValueError) as error:
+        return [], [f"the NVRAM of the VM is not in the backup: {error}"]
+    return [ConfigurationFile("nvram", data)], []
+
+
+def read_tpm(facts: Domain, proc: Path = Path("/proc")) -> tuple[list[ConfigurationFile], list[str]]:
+    """Return the state of a VM's emulated TPM as a tar archive of its state folder, and notes about what is missing."""
+    if not facts.tpm:
+        return [], []
+    folder = tpm_folder(facts.uuid, proc)
+    if folder is None:
+        return [], ["the state of the TPM is not in the backup: its folder is not to be found on this host"]
+    try:
+        return [ConfigurationFile("tpm.tar", _archive(folder))], []
+    except (OSError, ValueError) as error:
+        return [], [f"the state of the TPM is not in the backup: {error}"]
+
+
+def tpm_folder(uuid: str, proc: Path = Path("/proc")) -> Path | None:
+    """Return the folder `<uuid>` in which swtpm keeps the state of a VM: from its process, else where libvirt has it."""
+    for arguments in _swtpm_arguments(proc):
+        for argument in arguments:
+            path = next((part[4:] for part in argument.split(",") if part.startswith("dir=")), None)
+            if path is not None and Path(path).parent.name == uuid:
+                return Path(path).parent
+    for base in (_SYSTEM_STATE, Path("~/.config/libvirt/qemu/swtpm").expanduser()):
+        with suppress(OSError):
+            if (base / uuid).is_dir():
+                return base / uuid
+    return None
+
+
+def _swtpm_arguments(proc: Path) -> Iterator[list[str]]:
+    for entry in proc.iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # processes come and go
+                arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if Path(arguments[0]).name == "swtpm":
+                    yield arguments
+
+
+def _archive(folder: Path) -> bytes:
+    """Return the regular files below `folder` as a tar archive, with paths relative to it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_symlink() or not path.is_file() or path.name == ".lock":
+                continue
+            data = _read(path)
+            member = tarfile.TarInfo(str(path.relative_to(folder)))
+            member.size, member.mode, member.mtime = len(data), 0o600, int(path.stat().st_mtime)
+            archive.addfile(member, io.BytesIO(data))
+            if buffer.tell() > MAX_SIZE:
+                raise ValueError(f"{folder} holds more than {MAX_SIZE // MiB} MiB")
+    return buffer.getvalue()
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_SIZE + 1)
+    if len(data) > MAX_SIZE:
+        raise ValueError(f"{path} is larger than {MAX_SIZE // MiB} MiB")
+    return data
