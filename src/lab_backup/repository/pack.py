@@ -38,6 +38,7 @@ _WRAP_AES_GCM = 1
 TARGET_SIZE = 32 * MiB  # few, large objects suit S3, SMB and NFS, and three of them in memory stay below 100 MiB
 MAX_SIZE = 256 * MiB  # what a reader accepts
 MAX_RAW = 64 * MiB  # the largest chunk a reader accepts
+MAX_ENTRIES = 1024 * 1024  # blobs in a pack that a reader accepts
 
 
 class PackKind(IntEnum):
@@ -140,21 +141,25 @@ def parse_header(data: bytes, pack_id: bytes, size: int, repository_id: bytes) -
     """Return what the header says of the pack `pack_id` of `size` bytes. Raises DamagedError."""
     if len(data) < HEADER_SIZE or data[:4] != MAGIC:
         raise DamagedError(f"pack {pack_id.hex()} does not start like a pack")
-    _, version, kind, wrapping, owner, found = _HEAD.unpack_from(data)
+    _, version, kind, _, owner, found = _HEAD.unpack_from(data)
     if version > VERSION:
         raise NewerVersionError(
             f"pack {pack_id.hex()} was written by a newer version of Lab Backup", hint="update this one"
         )
-    if owner != repository_id or found != pack_id or wrapping != _WRAP_AES_GCM or kind not in set(PackKind):
-        raise DamagedError(f"pack {pack_id.hex()} does not belong here")
+    if owner != repository_id or found != pack_id:
+        raise DamagedError(f"pack {pack_id.hex()} does not belong here", hint="it was copied from elsewhere")
+    if kind not in set(PackKind) or data[: _HEAD.size] != _HEAD.pack(
+        MAGIC, VERSION, kind, _WRAP_AES_GCM, repository_id, pack_id
+    ):
+        raise DamagedError(f"the header of pack {pack_id.hex()} is damaged")
     return PackInfo(pack_id, PackKind(kind), size, data[_HEAD.size : HEADER_SIZE])
 
 
 def check_table(table: bytes, limit: int, what: str) -> None:
-    """Raise DamagedError, naming `what`, unless every entry of a table lies between the header and `limit`."""
+    """Raise DamagedError, naming `what`, unless every entry of a table lies between the header and `limit`, and none grew when it was compressed."""
     if any(
-        offset < HEADER_SIZE or stored < TAG or offset + stored > limit
-        for _, offset, stored, _, _ in ENTRY.iter_unpack(table)
+        offset < HEADER_SIZE or not TAG <= stored <= raw + TAG or offset + stored > limit
+        for _, offset, stored, raw, _ in ENTRY.iter_unpack(table)
     ):
         raise DamagedError(f"{what} names a place outside its pack")
 
