@@ -5,7 +5,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,10 +85,11 @@ def run_demo(console: Console) -> int:
             f"{tempfile.gettempdir()} has {format_size(free)} free, and the demo needs {format_size(_SPACE_NEEDED)}",
             hint="set TMPDIR to a folder with more space and a short path",
         )
+    cache = platformdirs.user_cache_path("lab-backup") / "guest"
     began = time.monotonic()
     stage = _Stage(console)
     with stage.step("Building a tiny guest from Debian's kernel, busybox and the QEMU guest agent"):
-        image = build_guest(platformdirs.user_cache_path("lab-backup") / "guest")
+        image = build_guest(cache)
     with Hypervisor(image, accelerator=accelerator) as hypervisor:
         _play(stage, hypervisor)
     console.print(
@@ -116,7 +117,7 @@ def _play(stage: _Stage, hypervisor: Hypervisor) -> None:
 
     with stage.step("Changing files in the guest: 4 MiB more, five blocks of 4 KiB, a line, an owner; one file less"):
         change_files(guest)
-        before = inventory(guest)
+        before = _inventory(stage, guest)
         dirty = _dirty_bytes(guest)
         stage.say(
             f"QEMU itself counts {format_size(dirty)} of {format_size(DISK_SIZE)} as changed since the full backup"
@@ -136,18 +137,21 @@ def _play(stage: _Stage, hypervisor: Hypervisor) -> None:
         target = hypervisor.directory / "restored"
         target.mkdir()
         hypervisor.account.own(target)
-        _timed(
-            stage, "restore", lambda: stage.command(
-                cli, "restore", "vm", f"latest:vm/{NAME}", "--name", RESTORED, "--directory", str(target), "--start"
-            ),
+        made = _timed(
+            stage, cli, "restore", "restore", "vm", f"latest:vm/{NAME}",
+            "--name", RESTORED, "--directory", str(target), "--start",
         )  # fmt: skip
+        stage.say(
+            f"wrote {format_size(made['bytes_written'])} of {format_size(made['bytes_total'])}, each chunk checked; "
+            "the rest are holes again"
+        )
         restored.wait_ready()
 
     with stage.step("Comparing every file from inside the restored guest"):
-        _prove_that_nothing_changed(stage, before, inventory(restored))
+        _prove_that_nothing_changed(stage, before, _inventory(stage, restored))
 
     with stage.step("Verifying the repository down to every stored byte"):
-        found = _timed(stage, "verify", lambda: stage.command(cli, "verify", "--read-data"))
+        found = _timed(stage, cli, "verify", "verify", "--read-data")
         if found["corrupt"] or found["missing"]:
             raise DemoError(f"verify found damage: {found['corrupt']} corrupt, {found['missing']} missing")
         stage.say(f"{found['checked']} parts checked, 0 corrupt, 0 missing")
@@ -223,6 +227,11 @@ def _prove_that_only_changes_were_read(
     )
 
 
+def _inventory(stage: _Stage, guest: Guest) -> list[str]:
+    with stage.console.status(f"reading every file in {guest.name}"):
+        return inventory(guest)
+
+
 def _prove_that_nothing_changed(stage: _Stage, before: list[str], after: list[str]) -> None:
     if before != after:
         differences = sorted(set(before) ^ set(after))
@@ -236,9 +245,9 @@ def _prove_that_nothing_changed(stage: _Stage, before: list[str], after: list[st
     )
 
 
-def _timed(stage: _Stage, what: str, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _timed(stage: _Stage, cli: CommandLine, what: str, *arguments: str) -> dict[str, Any]:
     began = time.monotonic()
-    answer = call()
+    answer = stage.command(cli, *arguments)
     stage.rows.append(_Row(what, time.monotonic() - began, answer.get("bytes_read")))
     return answer
 
@@ -252,8 +261,8 @@ def _table(rows: list[_Row]) -> Table:
         table.add_row(
             row.what,
             f"{row.seconds:.1f}",
-            "" if row.read is None else f"{row.read:,}",
-            "" if row.stored is None else f"{row.stored:,}",
+            "" if row.read is None else format_size(row.read),
+            "" if row.stored is None else format_size(row.stored),
             f"{row.stored / row.read:.2f}" if row.read and row.stored is not None else "",
         )
     return table
