@@ -2,15 +2,12 @@
 
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +27,12 @@ from lab_backup.sources.libvirt.guard_process import Limits
 from lab_backup.sources.libvirt.pull import PullBackup
 from lab_backup.sources.source import Consistency, OpenSource, Quiesce
 from lab_backup.units import KiB, MiB
-from support.vm_backup import Repository, disk_content, guards, traces
+from support.vm_backup import Repository, disk_content, guards, kill_backup_at, traces
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.libvirt
 
 LIMITS = Limits()
-PROCESS = Path(__file__).parents[1] / "support/vm_backup_process.py"
 
 
 @pytest.fixture(scope="module")
@@ -106,21 +102,6 @@ def exact(guest: Guest, repository: Repository, folder: Path) -> None:
         guest.domain.resume()
 
 
-@contextmanager
-def process(repository: Repository, place: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a backup in a process that waits at `place`; it is killed at the end, if the test has not done so."""
-    command = [sys.executable, str(PROCESS), repository.uri, repository.vm, repository.id, "killed", place]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        try:
-            ready, _, _ = select.select([child.stdout], [], [], 60)
-            assert ready, "the backup did not get there"
-            assert child.stdout.readline() == b"reached\n"
-            yield child
-        finally:
-            child.kill()
-
-
 def is_frozen(guest: Guest) -> bool:
     """Tell what the guest agent says about the file systems."""
     answer = libvirt_qemu.qemuAgentCommand(guest.domain, '{"execute":"guest-fsfreeze-status"}', 10, 0)
@@ -134,7 +115,7 @@ def test_killing_the_backup_frees_the_guest_within_seconds(
     """After SIGKILL the guard thaws, ends the job, removes checkpoint and files, and ends; the chain before is intact."""
     repository.back_up()
     before = checkpoints(running)
-    with process(repository, place) as child:
+    with kill_backup_at(repository, place) as child:
         assert is_frozen(running) == (place == "frozen")
         assert (running.domain.jobInfo()[0] != 0) == (place == "open")
         child.kill()
@@ -150,7 +131,7 @@ def test_signals_of_a_terminal_do_not_end_the_guard(
     running: Guest, repository: Repository, hypervisor: Hypervisor
 ) -> None:
     """SIGINT, SIGHUP and SIGTERM leave the guard at its work, which it does when the backup itself has ended."""
-    with process(repository, "open") as child:
+    with kill_backup_at(repository, "open") as child:
         (guard,) = guards(running)
         assert os.getsid(guard) != os.getsid(child.pid)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -166,7 +147,7 @@ def test_a_backup_that_died_together_with_its_guard_is_cleaned_up_by_the_next(
 ) -> None:
     """A job whose claim names a dead process of this host is ended, with a note, and the new backup goes through."""
     repository.back_up()
-    with process(repository, "open") as child:
+    with kill_backup_at(repository, "open") as child:
         os.kill(guards(running)[0], signal.SIGKILL)
         child.kill()
         child.wait()
@@ -180,7 +161,7 @@ def test_a_backup_that_died_together_with_its_guard_is_cleaned_up_by_the_next(
 @pytest.mark.usefixtures("running")
 def test_a_stopped_backup_still_holds_its_vm(repository: Repository) -> None:
     """A backup whose process only sleeps is alive: another one is refused."""
-    with process(repository, "open") as child:
+    with kill_backup_at(repository, "open") as child:
         child.send_signal(signal.SIGSTOP)
         with pytest.raises(BusyError, match="backup killed"):
             repository.back_up()
@@ -330,7 +311,7 @@ def test_libvirtd_away_when_the_backup_is_killed(
     running: Guest, repository: Repository, hypervisor: Hypervisor
 ) -> None:
     """The guard waits for libvirtd to come back, and then cleans up."""
-    with process(repository, "open") as child:
+    with kill_backup_at(repository, "open") as child:
         hypervisor.stop(kill=True)
         child.kill()
         time.sleep(1)

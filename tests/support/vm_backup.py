@@ -1,8 +1,11 @@
 """Backups of VMs into memory, by which tests see what a source promises and what it really delivers."""
 
+import select
 import subprocess
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from lab_backup.demo.machine import Guest
 from lab_backup.extent import Extent
 from lab_backup.sources.libvirt.source import open_vm
 from lab_backup.sources.source import Consistency, OpenSource, Previous, PreviousDisk
+
+_PROCESS = Path(__file__).with_name("vm_backup_process.py")
 
 
 @dataclass(slots=True)
@@ -121,3 +126,18 @@ def _arguments(entry: Path) -> bytes:
         return (entry / "cmdline").read_bytes()
     except OSError:
         return b""
+
+
+@contextmanager
+def kill_backup_at(repository: Repository, place: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a backup in a process that waits at `place`; it is killed at the end, if the test has not done so."""
+    command = [sys.executable, str(_PROCESS), repository.uri, repository.vm, repository.id, "killed", place]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        try:
+            ready, _, _ = select.select([child.stdout], [], [], 60)
+            assert ready, "the backup did not get there"
+            assert child.stdout.readline() == b"reached\n"
+            yield child
+        finally:
+            child.kill()

@@ -1,6 +1,7 @@
-"""A backup of a VM in a process of its own, made to be killed: `URI VM REPOSITORY BACKUP open|frozen`.
+"""A backup of a VM in a process of its own, made to be killed: `URI VM REPOSITORY BACKUP open|frozen|snapshot`.
 
-It prints `reached` when the source is open, or when the guest is frozen and the job not yet begun, and waits there.
+It prints `reached` when the source is open, with `snapshot` by that method, or when the guest is frozen and the job not
+yet begun, and waits there.
 """
 
 import sys
@@ -8,6 +9,7 @@ import time
 from unittest import mock
 
 from lab_backup.sources.libvirt.pull import PullBackup
+from lab_backup.sources.libvirt.request import Method
 from lab_backup.sources.libvirt.source import open_vm
 
 
@@ -20,7 +22,8 @@ def wait_here(*_arguments: object) -> None:
 def main() -> None:
     """Back up until the wanted place."""
     uri, name, repository, backup, place = sys.argv[1:]
-    source = open_vm(name, connect=uri, repository_id=repository, backup_id=backup)
+    method = Method.SNAPSHOT if place == "snapshot" else Method.AUTO
+    source = open_vm(name, connect=uri, repository_id=repository, backup_id=backup, method=method)
     if place == "frozen":
         with mock.patch.object(PullBackup, "_begin_job", wait_here), source:
             return

@@ -1,7 +1,7 @@
 """What every way of backing up a VM shares: the claim, the guard, keeping the new checkpoint, and tidying up."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import libvirt
 
 from lab_backup.errors import LabBackupError
-from lab_backup.sources.libvirt import checkpoint, ownership
+from lab_backup.sources.libvirt import checkpoint, ownership, quiesce
 from lab_backup.sources.libvirt.bitmap import Bitmap
 from lab_backup.sources.libvirt.connection import Hypervisor
 from lab_backup.sources.libvirt.domain import Disk, Domain
@@ -114,6 +114,38 @@ class VmBackup(ABC):
         self._guard = GuardProcess(left, self._request.limits)
         ownership.write(domain, self._owner)
         return self._guard
+
+    def frozen(self, domain: Any, guard: GuardProcess, action: Callable[[], None]) -> None:
+        """Do `action` while the guest's file systems are frozen, as far as that was asked for and works."""
+        try:
+            frozen = quiesce.freeze(
+                domain,
+                self._request.quiesce,
+                self._facts.agent,
+                paused=self._facts.paused,
+                timeout=self._request.limits.freeze_timeout,
+                before=lambda: guard.update(guard.left.replace(frozen=True)),
+            )
+            self.consistency = frozen.consistency
+            self.warnings.extend(filter(None, [frozen.warning]))
+            self.notes.extend(filter(None, [frozen.note]))
+            action()
+        finally:
+            if guard.left.frozen:
+                self._thaw(domain, guard)
+
+    def _thaw(self, domain: Any, guard: GuardProcess) -> None:
+        try:
+            thawed = quiesce.thaw(domain)
+        except (libvirt.libvirtError, TimeoutError) as error:
+            self.warnings.append(
+                f"the guest could not be thawed: {error or 'its agent does not answer'}; the guard process goes on trying"
+            )
+            return
+        guard.update(guard.left.replace(frozen=False))
+        if thawed == 0 and self.consistency is Consistency.FILESYSTEM:
+            self.consistency = Consistency.CRASH
+            self.warnings.append("crash-consistent: the guest thawed its file systems before the backup had begun")
 
     def plan(self, domain: Any) -> list[DiskPlan]:
         """Return how to read the chosen disks, as far as size, definition and previous backup can tell."""

@@ -6,18 +6,15 @@ https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (query-block, block-d
 """
 
 import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import libvirt_qemu
 
+from lab_backup.sources.libvirt import image
 from lab_backup.sources.libvirt.domain import Disk
 from lab_backup.sources.libvirt.errors import HypervisorError, translated
-
-TOOL_TIMEOUT = 120.0
-"""Seconds for one qemu-img command on an image's bitmaps; it rewrites their directory, not the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +56,7 @@ def remove_live(domain: Any, bitmap: Bitmap) -> None:
 
 def in_image(path: Path) -> dict[str, Bitmap]:
     """Return the bitmaps in the qcow2 image at `path`, which may be in use (then what was true at its last opening)."""
-    command = ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", "--", str(path)]
-    data = json.loads(_tool(command, f"look into image {path}")).get("format-specific", {}).get("data", {})
+    data = image.info(path, "qcow2").get("format-specific", {}).get("data", {})
     return {
         str(item["name"]): Bitmap(str(item["name"]), "", "in-use" not in item["flags"] and "auto" in item["flags"])
         for item in data.get("bitmaps", ())
@@ -69,13 +65,15 @@ def in_image(path: Path) -> dict[str, Bitmap]:
 
 def add_to_image(path: Path, name: str) -> None:
     """Add a bitmap that records from now on to the qcow2 image at `path`, which nobody has open."""
-    _tool(["qemu-img", "bitmap", "--add", "-f", "qcow2", "--", str(path), name], f"add a bitmap to image {path}")
+    image.run(["qemu-img", "bitmap", "--add", "-f", "qcow2", "--", str(path), name], f"add a bitmap to image {path}")
 
 
 def remove_from_image(path: Path, name: str) -> None:
     """Remove a bitmap from the qcow2 image at `path`, which nobody has open; no error where it has none of that name."""
     if name in in_image(path):
-        _tool(["qemu-img", "bitmap", "--remove", "-f", "qcow2", "--", str(path), name], f"remove a bitmap of {path}")
+        image.run(
+            ["qemu-img", "bitmap", "--remove", "-f", "qcow2", "--", str(path), name], f"remove a bitmap of {path}"
+        )
 
 
 def _monitor(domain: Any, command: str, **arguments: str) -> Any:
@@ -85,17 +83,3 @@ def _monitor(domain: Any, command: str, **arguments: str) -> Any:
     if "error" in answer:
         raise HypervisorError(f"QEMU refused {command}: {answer['error'].get('desc')}")
     return answer["return"]
-
-
-def _tool(command: list[str], doing: str) -> str:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TOOL_TIMEOUT, check=False, stdin=subprocess.DEVNULL
-        )
-    except FileNotFoundError as error:
-        raise HypervisorError(f"cannot {doing}: {command[0]} is not installed", hint="install qemu-utils") from error
-    except subprocess.TimeoutExpired as error:
-        raise HypervisorError(f"cannot {doing}: {command[0]} did not end within {TOOL_TIMEOUT:.0f} s") from error
-    if done.returncode:
-        raise HypervisorError(f"cannot {doing}: {done.stderr.strip()}")
-    return done.stdout

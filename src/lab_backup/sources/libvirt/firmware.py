@@ -7,13 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from lab_backup.sources.libvirt.domain import Domain
+from lab_backup.sources.libvirt.tpm_state import states_folder
 from lab_backup.sources.source import ConfigurationFile
 from lab_backup.units import MiB
 
 MAX_SIZE = 64 * MiB
 """Bytes of an NVRAM or of all TPM state files; real ones have less than one MiB."""
-
-_SYSTEM_STATE = Path("/var/lib/libvirt/swtpm")
 
 
 def read_nvram(facts: Domain) -> tuple[list[ConfigurationFile], list[str]]:
@@ -32,11 +31,14 @@ def read_nvram(facts: Domain) -> tuple[list[ConfigurationFile], list[str]]:
     return [ConfigurationFile("nvram", data)], []
 
 
-def read_tpm(facts: Domain, proc: Path = Path("/proc")) -> tuple[list[ConfigurationFile], list[str]]:
-    """Return the state of a VM's emulated TPM as a tar archive of its state folder, and notes about what is missing."""
+def read_tpm(facts: Domain, uri: str, proc: Path = Path("/proc")) -> tuple[list[ConfigurationFile], list[str]]:
+    """Return the state of a VM's emulated TPM as a tar archive of its state folder, and notes about what is missing.
+
+    `uri` is that of its libvirt, on this host.
+    """
     if not facts.tpm:
         return [], []
-    folder = tpm_folder(facts.uuid, proc)
+    folder = tpm_folder(facts.uuid, uri, proc)
     if folder is None:
         return [], ["the state of the TPM is not in the backup: its folder is not to be found on this host"]
     try:
@@ -45,17 +47,17 @@ def read_tpm(facts: Domain, proc: Path = Path("/proc")) -> tuple[list[Configurat
         return [], [f"the state of the TPM is not in the backup: {error}"]
 
 
-def tpm_folder(uuid: str, proc: Path = Path("/proc")) -> Path | None:
+def tpm_folder(uuid: str, uri: str, proc: Path = Path("/proc")) -> Path | None:
     """Return the folder `<uuid>` in which swtpm keeps the state of a VM: from its process, else where libvirt has it."""
     for arguments in _swtpm_arguments(proc):
         for argument in arguments:
             path = next((part[4:] for part in argument.split(",") if part.startswith("dir=")), None)
             if path is not None and Path(path).parent.name == uuid:
                 return Path(path).parent
-    for base in (_SYSTEM_STATE, Path("~/.config/libvirt/qemu/swtpm").expanduser()):
-        with suppress(OSError):
-            if (base / uuid).is_dir():
-                return base / uuid
+    base = states_folder(uri, proc)
+    with suppress(OSError):
+        if base is not None and (base / uuid).is_dir():
+            return base / uuid
     return None
 
 

@@ -95,7 +95,7 @@ class Guard:
         if self._frozen_since is not None and now - self._frozen_since > self._report.freeze_limit:
             self._frozen_since = now  # once more after the same time, should this fail
             self._thaw()
-        if self._report.left.job:
+        if self._report.left.job or self._report.left.overlays:
             if now - self._renewed > ownership.RENEWAL:
                 self._renewed = now
                 self._renew()

@@ -13,7 +13,7 @@ import libvirt
 import msgspec
 
 from lab_backup.errors import LabBackupError, NotFoundError
-from lab_backup.sources.libvirt import job, ownership, quiesce
+from lab_backup.sources.libvirt import job, overlay, ownership, quiesce
 from lab_backup.sources.libvirt.connection import Hypervisor
 from lab_backup.sources.libvirt.removal import remove_checkpoint
 
@@ -24,6 +24,7 @@ class Leftovers(msgspec.Struct, frozen=True):
     """What must not outlive the backup. Everything named here is, or may be, there.
 
     `destroy`: the VM was off, and is started but paused. `resume`: it was stopped by an error that is our fault. `frozen`: the guest was told to freeze and not yet known to be thawed. `job`: a pull job of the claim `token` runs.
+    `overlays`: disks of the VM write to temporary overlays of ours.
     `checkpoint`: the one that no committed backup needs. `files` and `directories` carry names of our own making.
     """
 
@@ -32,6 +33,7 @@ class Leftovers(msgspec.Struct, frozen=True):
     token: str
     frozen: bool = False
     job: bool = False
+    overlays: bool = False
     checkpoint: str | None = None
     files: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()
@@ -47,38 +49,36 @@ def clean_up(hypervisor: Hypervisor, left: Leftovers) -> tuple[Leftovers, list[s
     """Take everything back; return what is still left, and why, in words. The claim itself is left alone."""
     problems: list[str] = []
     try:
-        domain = hypervisor.domain(left.uuid)
+        left = _take_back(hypervisor.domain(left.uuid), left, problems, local=hypervisor.is_local)
     except NotFoundError:  # it was undefined, and took everything but files with it
-        domain = None
+        left = Leftovers(left.uri, left.uuid, left.token, files=left.files, directories=left.directories)
     except LabBackupError as error:
         return left, [str(error)]
-    if domain is not None:
-        if left.frozen and _attempt(problems, "thaw the guest", lambda: _thaw(domain)):
-            left = left.replace(frozen=False)
-        if left.job and _attempt(problems, "end the backup job", lambda: _abort(domain, left.token)):
-            left = left.replace(job=False)
-        if left.resume and not left.job and _attempt(problems, "resume the guest", lambda: _resume(domain)):
-            left = left.replace(resume=False)
-        name = left.checkpoint
-        if (
-            name is not None
-            and not left.job
-            and _attempt(
-                problems, "remove the checkpoint", lambda: remove_checkpoint(domain, name, local=hypervisor.is_local)
-            )
-        ):
-            left = left.replace(checkpoint=None)
-        if (
-            left.destroy
-            and not left.job
-            and left.checkpoint is None
-            and _attempt(problems, "stop the VM", lambda: _destroy(domain))
-        ):
-            left = left.replace(destroy=False)
-    if hypervisor.is_local and not left.job:
+    if hypervisor.is_local and not left.job and not left.overlays:
         remove_files(left.files, left.directories)
         left = left.replace(files=(), directories=())
     return left, problems
+
+
+def _take_back(domain: Any, left: Leftovers, problems: list[str], *, local: bool) -> Leftovers:
+    """Undo what was done to `domain`, in an order in which each step depends only on those before it."""
+    steps: list[tuple[str, str, Callable[[], None]]] = [
+        ("frozen", "thaw the guest", lambda: _thaw(domain)),
+        ("job", "end the backup job", lambda: _abort(domain, left.token)),
+        ("overlays", "merge the disks back", lambda: overlay.merge_back(domain)),
+        ("resume", "resume the guest", lambda: _resume(domain)),
+        ("checkpoint", "remove the checkpoint", lambda: remove_checkpoint(domain, left.checkpoint or "", local=local)),
+        ("destroy", "stop the VM", lambda: _destroy(domain)),
+    ]
+    nothing = Leftovers(left.uri, left.uuid, left.token)
+    for name, doing, action in steps:
+        if not getattr(left, name):
+            continue
+        if _attempt(problems, doing, action):
+            left = left.replace(**{name: getattr(nothing, name)})
+        elif name != "frozen":  # an agent that hangs stands in the way of nothing else
+            break
+    return left
 
 
 def remove_files(files: tuple[str, ...], directories: tuple[str, ...]) -> None:

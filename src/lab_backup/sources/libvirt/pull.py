@@ -1,10 +1,8 @@
 """Backing up a running VM by libvirt's pull-mode job."""
 
-import os
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,15 +13,21 @@ import libvirt
 from lab_backup.nbd.address import UnixAddress
 from lab_backup.nbd.client import NbdClient
 from lab_backup.nbd.protocol import dirty_bitmap
-from lab_backup.sources.libvirt import job, ownership, process, quiesce
+from lab_backup.sources.libvirt import job, ownership, process
 from lab_backup.sources.libvirt.backup import VmBackup
 from lab_backup.sources.libvirt.domain import Disk
 from lab_backup.sources.libvirt.errors import HypervisorError, LostBackupError, translate
 from lab_backup.sources.libvirt.export import VmDisk, WatchedReader, dirty_extents, open_reader
 from lab_backup.sources.libvirt.guard_process import GuardProcess
 from lab_backup.sources.libvirt.plan import DiskPlan, check_live
-from lab_backup.sources.libvirt.scratch import SocketPlace, make_directory, remove_stale, scratch_files, socket_place
-from lab_backup.sources.source import Consistency
+from lab_backup.sources.libvirt.scratch import (
+    SocketPlace,
+    check_space,
+    make_directory,
+    remove_stale,
+    scratch_files,
+    socket_place,
+)
 
 EXPLANATION_LOOKS, EXPLANATION_PAUSE = 10, 0.3
 """How often, and with how many seconds between, libvirt is asked why a read has failed."""
@@ -62,7 +66,7 @@ class PullBackup(VmBackup):
         scratch = scratch_files(self._facts.uuid, self._owner.token, self._chosen, self._request.scratch_directory)
         directories = {path.parent for path in scratch.values()}
         remove_stale(self._facts.uuid, directories)
-        self._check_space(directories)
+        check_space(directories, self._request.limits.scratch_reserve)
         if self._place.directory is not None and qemu is not None:
             guard.update(guard.left.replace(directories=(str(self._place.directory),)))
             make_directory(self._place.directory, qemu)
@@ -70,7 +74,7 @@ class PullBackup(VmBackup):
             job=True, checkpoint=self._checkpoint, files=(*map(str, scratch.values()), str(self._place.path))
         )
         guard.update(left, watched=tuple(map(str, directories)))
-        self._begin_frozen(domain, scratch, guard)
+        self.frozen(domain, guard, lambda: self._begin_job(domain, scratch))
         self._claim_again(domain)
         self.disks = [
             self._export(disk, plan, guard.alive) for disk, plan in zip(self._chosen, self._plans, strict=True)
@@ -89,48 +93,6 @@ class PullBackup(VmBackup):
         running = job.running_job(domain)
         if running is None or not running.holds(self._owner.token):
             raise LostBackupError(f"the backup job of VM {self._facts.name!r} was ended by somebody else")
-
-    def _check_space(self, directories: set[Path]) -> None:
-        reserve = self._request.limits.scratch_reserve
-        for directory in directories:
-            with suppress(OSError):
-                space = os.statvfs(directory)
-                if space.f_bavail * space.f_frsize < reserve:
-                    raise HypervisorError(
-                        f"there is too little space for scratch files in {directory}",
-                        hint="what the guest overwrites during the backup is kept there; name another directory",
-                    )
-
-    def _begin_frozen(self, domain: Any, scratch: dict[str, Path], guard: GuardProcess) -> None:
-        try:
-            frozen = quiesce.freeze(
-                domain,
-                self._request.quiesce,
-                self._facts.agent,
-                paused=self._facts.paused,
-                timeout=self._request.limits.freeze_timeout,
-                before=lambda: guard.update(guard.left.replace(frozen=True)),
-            )
-            self.consistency = frozen.consistency
-            self.warnings.extend(filter(None, [frozen.warning]))
-            self.notes.extend(filter(None, [frozen.note]))
-            self._begin_job(domain, scratch)
-        finally:
-            if guard.left.frozen:
-                self._thaw(domain, guard)
-
-    def _thaw(self, domain: Any, guard: GuardProcess) -> None:
-        try:
-            thawed = quiesce.thaw(domain)
-        except (libvirt.libvirtError, TimeoutError) as error:
-            self.warnings.append(
-                f"the guest could not be thawed: {error or 'its agent does not answer'}; the guard process goes on trying"
-            )
-            return
-        guard.update(guard.left.replace(frozen=False))
-        if thawed == 0 and self.consistency is Consistency.FILESYSTEM:
-            self.consistency = Consistency.CRASH
-            self.warnings.append("crash-consistent: the guest thawed its file systems before the backup had begun")
 
     def _begin_job(self, domain: Any, scratch: dict[str, Path]) -> None:
         """Begin; where libvirt objects to a disk's bitmap, do without it, within the same freeze."""

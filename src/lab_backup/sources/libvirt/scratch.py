@@ -74,6 +74,18 @@ def scratch_files(uuid: str, token: str, disks: Sequence[Disk], directory: Path 
     return places
 
 
+def check_space(directories: set[Path], reserve: int) -> None:
+    """Raise HypervisorError where a local directory has less than `reserve` bytes to spare."""
+    for directory in directories:
+        with suppress(OSError):
+            space = os.statvfs(directory)
+            if space.f_bavail * space.f_frsize < reserve:
+                raise HypervisorError(
+                    f"there is too little space for scratch files in {directory}",
+                    hint="what the guest overwrites during the backup is kept there; name another directory",
+                )
+
+
 def remove_stale(uuid: str, directories: set[Path]) -> list[Path]:
     """Remove scratch files that dead backups of the VM have left in local `directories`; return those removed.
 

@@ -18,8 +18,9 @@ from lab_backup.sources.libvirt.guard_process import Limits
 from lab_backup.sources.libvirt.offline import OfflineBackup, check_images, is_possible
 from lab_backup.sources.libvirt.paused import PausedBackup
 from lab_backup.sources.libvirt.plan import DiskPlan, check_live, decide, sizes
-from lab_backup.sources.libvirt.pull import PullBackup
+from lab_backup.sources.libvirt.pull import PullBackup, PullUnsupportedError
 from lab_backup.sources.libvirt.request import Method, Request
+from lab_backup.sources.libvirt.snapshot import SnapshotBackup
 from lab_backup.sources.source import ConfigurationFile, Consistency, DiskExport, OpenSource, Previous, Quiesce
 
 
@@ -150,8 +151,15 @@ class VmSource:
             domain = hypervisor.find(self._wanted)
             facts = Domain.read(domain)
             disks = facts.select(self._request.disks)
-            way = _way(facts, disks, local=hypervisor.is_local)
-            self._begin(facts, way(hypervisor, facts, disks, self._request))
+            way = _way(facts, disks, self._request.method, local=hypervisor.is_local)
+            try:
+                self._begin(facts, way(hypervisor, facts, disks, self._request))
+            except PullUnsupportedError as error:
+                if self._request.method is Method.PULL or not hypervisor.is_local:
+                    raise
+                self._leave()
+                self.notes.append(f"read from below a snapshot: {error}")
+                self._begin(facts, SnapshotBackup(hypervisor, facts, disks, self._request))
             self.configuration = self._configuration(facts, local=hypervisor.is_local)
         except BaseException:
             self.__exit__()
@@ -159,15 +167,18 @@ class VmSource:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._leave()
+        if self._hypervisor is not None:
+            self._hypervisor.close()
+            self._hypervisor = None
+
+    def _leave(self) -> None:
         if self._open is not None:
             backup = self._open[1]
             backup.close()
             self.warnings.extend(backup.warnings)
             self.notes.extend(backup.notes)
             self._open = None
-        if self._hypervisor is not None:
-            self._hypervisor.close()
-            self._hypervisor = None
 
     @property
     def _opened(self) -> tuple[Domain, VmBackup]:
@@ -181,16 +192,16 @@ class VmSource:
 
     def _configuration(self, facts: Domain, *, local: bool) -> list[ConfigurationFile]:
         files = [ConfigurationFile("domain.xml", facts.xml.encode())]
-        for found, notes in (read_nvram(facts), read_tpm(facts)) if local else ():
+        for found, notes in (read_nvram(facts), read_tpm(facts, self._connect)) if local else ():
             files += found
             self.notes += notes
         return files
 
 
-def _way(facts: Domain, disks: list[Disk], *, local: bool) -> type[VmBackup]:
+def _way(facts: Domain, disks: list[Disk], method: Method, *, local: bool) -> type[VmBackup]:
     """Return how to read `disks` of the VM, given its state and whether its images are within our reach."""
     if facts.running:
-        return PullBackup
+        return SnapshotBackup if method is Method.SNAPSHOT else PullBackup
     return OfflineBackup if local and is_possible(disks) else PausedBackup
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lab_backup.errors import BusyError
-from lab_backup.sources.libvirt import checkpoint, job, ownership
+from lab_backup.sources.libvirt import checkpoint, job, overlay, ownership
 from lab_backup.sources.libvirt.removal import remove_checkpoint
 from lab_backup.sources.libvirt.request import Request
 
@@ -26,6 +26,9 @@ def clear_the_way(domain: Any, request: Request, *, local: bool, watch: float = 
         done.append(f"ended the job that {owner.describe()} had left")
     elif job.is_busy(domain):
         raise BusyError(f"VM {domain.name()!r} is busy with another job", hint="see `virsh domjobinfo`")
+    if local and overlay.find(domain):
+        overlay.merge_back(domain)
+        done.append("merged back the overlays that a dead backup had left")
     if owner is not None:
         name = checkpoint.checkpoint_name(owner.repository, owner.backup)
         if not _is_needed(name, request):
