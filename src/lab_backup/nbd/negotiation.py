@@ -95,7 +95,7 @@ def _first_words_over_tls(stream: Stream) -> bool:
     try:
         return _structured_replies(stream)
     except NbdConnectionError as error:
-        if isinstance(error.__cause__, TimeoutError):
+        if isinstance(error.__cause__, TimeoutError | BlockingIOError):
             raise
         # with TLS 1.3 a server refuses our certificate only after the handshake, by an alert or by hanging up
         raise NbdNegotiationError(

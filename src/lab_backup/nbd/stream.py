@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import struct
 import time
 
 from lab_backup.blocks import Buffer
@@ -12,6 +13,9 @@ from lab_backup.units import KiB
 
 SKIP_BUFFER = 64 * KiB
 """What nobody wants to see is read through a buffer of this size."""
+
+
+_TIMEVAL = struct.Struct("ll")  # struct timeval: seconds, microseconds
 
 
 class Stream:
@@ -25,8 +29,12 @@ class Stream:
         self._socket = sock
         self._peer = peer
         self._timeout = timeout
+        self._patience = 0.0
         self._deadline = 0.0
-        sock.settimeout(timeout)
+        # The kernel waits for all the bytes of a call, with its own timeout: Python would come back for every piece, and
+        # queue for the interpreter's lock each time. TLS does not know this.
+        self._flags: int = socket.MSG_WAITALL
+        sock.settimeout(None)
         self.expect()
 
     @classmethod
@@ -59,13 +67,21 @@ class Stream:
 
     def expect(self, seconds: float | None = None) -> None:
         """Let the exchange that begins now take `seconds`; by default the stream's timeout."""
-        patience = self._timeout if seconds is None else seconds
-        if patience != self._socket.gettimeout():
-            self._socket.settimeout(patience)
+        patience = max(self._timeout if seconds is None else seconds, 0.001)  # 0 would mean for ever
+        if patience != self._patience:
+            self._patience = patience
+            if self._flags:
+                limit = _TIMEVAL.pack(int(patience), int(patience % 1 * 1_000_000))
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            else:
+                self._socket.settimeout(patience)
         self._deadline = time.monotonic() + patience
 
     def secure(self, context: ssl.SSLContext, hostname: str) -> None:
         """Speak TLS from here on, with a server whose certificate holds `hostname`. Lets ssl.SSLError through."""
+        self._flags = 0
+        self._socket.settimeout(self._patience)
         self._socket = context.wrap_socket(self._socket, server_hostname=hostname)
 
     def receive_into(self, view: memoryview) -> None:
@@ -74,7 +90,7 @@ class Stream:
         receive = self._socket.recv_into
         while done < size:
             try:
-                count = receive(view[done:] if done else view)
+                count = receive(view[done:] if done else view, 0, self._flags)
             except OSError as error:
                 raise self._lost(error) from error
             if count == 0:
@@ -99,25 +115,29 @@ class Stream:
 
     def send(self, head: bytes, payload: Buffer = b"") -> None:
         """Send `head` and `payload`."""
-        try:
-            self._socket.sendall(head)
-            if payload:
-                self._socket.sendall(payload)
-        except OSError as error:
-            raise self._lost(error) from error
+        for part in (head, payload):
+            left = memoryview(part)
+            while left:
+                try:
+                    count = self._socket.send(left)
+                except OSError as error:
+                    raise self._lost(error) from error
+                left = left[count:]
+                if left and time.monotonic() > self._deadline:
+                    raise self._slow()
 
     def close(self) -> None:
         """Let go of the socket."""
         self._socket.close()
 
     def _lost(self, error: OSError) -> NbdConnectionError:
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError | BlockingIOError):
             return self._slow()
         return NbdConnectionError(f"lost the connection to the NBD server at {self._peer}: {_reason(error)}")
 
     def _slow(self) -> NbdConnectionError:
         return NbdConnectionError(
-            f"the NBD server at {self._peer} did not answer within {self._socket.gettimeout():.0f} s",
+            f"the NBD server at {self._peer} did not answer within {self._patience:.0f} s",
             hint="check the load of the host and of its storage",
         )
 
