@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -583,9 +584,91 @@ def test_a_hostile_definition_gets_no_host_file(
     assert any("vdz" in warning for warning in result.warnings)
 
 
-def test_a_remote_host_is_refused(off: Guest, repository: Repository) -> None:
-    """Disks are not written to this host for a VM on another one."""
+BRIDGE = """#!{python}
+import socket, sys, threading
+far = socket.socket(socket.AF_UNIX)
+far.connect({path!r})
+def forward():
+    while data := sys.stdin.buffer.raw.read(65536):
+        far.sendall(data)
+    far.shutdown(socket.SHUT_WR)
+threading.Thread(target=forward, daemon=True).start()
+while data := far.recv(65536):
+    sys.stdout.buffer.raw.write(data)
+"""
+
+
+@pytest.fixture
+def remote(hypervisor: Hypervisor, guest_directory: Path, short_directory: Path) -> Iterator[str]:
+    """Return the hypervisor's address by a transport that could lead anywhere, with a storage pool `far` at its end."""
+    script = short_directory / "bridge"
+    script.write_text(BRIDGE.format(python=sys.executable, path=hypervisor.uri.rpartition("=")[2]))
+    script.chmod(0o700)
+    folder = guest_directory / "far"
+    folder.mkdir()
+    hypervisor.account.own(folder)
+    xml = f"<pool type='dir'><name>far</name><target><path>{folder}</path></target></pool>"
+    pool = hypervisor.connection().storagePoolCreateXML(xml)
+    yield f"qemu+ext:///session?command={script}"
+    pool.destroy()
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_a_vm_is_restored_to_another_host(
+    off: Guest, repository: Repository, hypervisor: Hypervisor, guest_directory: Path, remote: str, form: str
+) -> None:
+    """Disks travel over libvirt's connection into a pool, thin, and the VM boots from them."""
+    store_vm(repository, off)
     backup = find_backup(repository, "latest:vm/vm")
-    with pytest.raises(LabBackupError):
-        restore_vm(repository, backup, connect="qemu+tcp://127.0.0.1:1/session", name="copy")
+    result = restore_vm(repository, backup, connect=remote, name="copy", pool="far", format=form, start=True)
+    path = guest_directory / "far" / f"copy-vda.{form}"
+    assert [disk.path for disk in result.disks] == [str(path)]
+    assert path.stat().st_blocks * 512 < 32 * MiB
+    assert form == "qcow2" or path.stat().st_size == 64 * MiB
+    assert result.warnings == ()
+    assert Guest(hypervisor, "copy").wait_ready().shell("cat /mnt/vda/hello") == "hello\n"
+
+
+def test_a_failed_restore_to_another_host_leaves_nothing(
+    off: Guest, repository: Repository, hypervisor: Hypervisor, guest_directory: Path, remote: str
+) -> None:
+    """Where data is damaged or libvirt refuses the definition, no volume and no VM remain, and what was there stays."""
+    backup = find_backup(repository, "latest:vm/vm")
+    failures: dict[Failure, type[BaseException]] = {}
+    for failure in (be_refused_by_libvirt, find_damage_while_reading):
+        with pytest.MonkeyPatch.context() as patch:
+            failures[failure] = failure(patch, off)
+            with pytest.raises(failures[failure]):
+                restore_vm(repository, backup, connect=remote, name="copy", pool="far", format="raw")
+        assert list((guest_directory / "far").iterdir()) == []
+        assert not Guest(hypervisor, "copy").exists
+    (guest_directory / "far/copy-vda.raw").write_text("mine")
+    with pytest.raises(TargetExistsError, match="copy-vda"):
+        restore_vm(repository, backup, connect=remote, name="copy", pool="far", format="raw")
+    assert (guest_directory / "far/copy-vda.raw").read_text() == "mine"
+
+
+def find_damage_while_reading(patch: pytest.MonkeyPatch, _guest: Guest) -> type[BaseException]:
+    """Find damaged data after the first chunk."""
+    whole = Reader.read_disk
+
+    def read_part(reader: Reader, entry: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for piece in whole(reader, entry, *arguments, **options):
+            yield piece
+            if entry.name == "vda":
+                raise DamagedError("a chunk does not match its id")
+
+    patch.setattr(Reader, "read_disk", read_part)
+    return DamagedError
+
+
+def test_what_another_host_cannot_do_is_said(off: Guest, repository: Repository, remote: str) -> None:
+    """Folders of another host are out of reach, and its VMs are not overwritten from afar."""
+    backup = find_backup(repository, "latest:vm/vm")
+    with pytest.raises(UsageError, match="pool"):
+        restore_vm(repository, backup, connect=remote, name="copy", directory=Path("/srv"))
+    with pytest.raises(UsageError, match="overwritten"):
+        restore_vm(repository, backup, connect=remote, overwrite=True, pool="far")
+    with pytest.raises(NotFoundError, match="default"):
+        restore_vm(repository, backup, connect=remote, name="copy")
     assert off.exists

@@ -49,6 +49,7 @@ def _check_uuid(connection: Any, saved: Definition) -> None:
 
 
 def check_replaceable(domain: Any, uuid: str) -> None:
+    """Raise unless the VM has that `uuid` and may be overwritten at this moment: TargetExistsError, BusyError."""
     with translated("look at the VM"):
         name, found, active = domain.name(), domain.UUIDString(), domain.isActive()
         persistent, snapshots = domain.isPersistent(), domain.snapshotNum()

@@ -13,7 +13,7 @@ from lab_backup.sources.libvirt.domain_xml import read_definition
 from lab_backup.sources.libvirt.errors import translate, translated
 
 _FOLDER_POOLS = {"dir", "fs", "netfs"}  # pools whose volumes are files in one folder
-_DEFAULT_POOL = "default"  # libvirt's tools make it at their first use
+DEFAULT_POOL = "default"  # libvirt's tools make it at their first use
 
 
 def find_by_name(connection: Any, name: str) -> Any | None:
@@ -76,7 +76,7 @@ def pool_folder(connection: Any, name: str) -> Path:
 def default_folder(connection: Any) -> Path | None:
     """Return the folder of libvirt's default pool, or None where there is no such pool."""
     with suppress(NotFoundError, UsageError):
-        return pool_folder(connection, _DEFAULT_POOL)
+        return pool_folder(connection, DEFAULT_POOL)
     return None
 
 
