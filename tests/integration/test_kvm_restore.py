@@ -260,6 +260,37 @@ def test_snapshots_are_not_lost_unasked(
     off.domain.snapshotLookupByName("s").delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
 
 
+def test_what_an_overwritten_vm_had_is_kept_or_named(
+    guest_factory: Callable[..., Guest],
+    repository: Repository,
+    hypervisor: Hypervisor,
+    restore: Callable[..., RestoreResult],
+    guest_directory: Path,
+) -> None:
+    """QEMU arguments that the VM has stay; a device and a disk that the backup does not have are named, and not touched."""
+    guest = guest_factory()
+    arguments = "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:env name='A' value='b'/></qemu:commandline>"
+    connection = hypervisor.connection()
+    connection.defineXML(xml_of(guest).replace("</domain>", f"{arguments}</domain>"))
+    store_vm(repository, guest)
+    more = "".join(
+        f"<disk type='{kind}' device='disk'><driver name='qemu' type='raw'/><source {source}/><target dev='{target}' bus='virtio'/></disk>"
+        for kind, source, target in (
+            ("file", f"file='{guest_directory}/more.raw'", "vdb"),
+            ("block", "dev='/dev/no-such-device'", "vdc"),
+        )
+    )
+    (guest_directory / "more.raw").write_text("mine")
+    connection.defineXML(xml_of(guest).replace("</devices>", f"{more}</devices>"))
+    result = restore(overwrite=True)
+    assert "A" in [item.get("name") for item in fromstring(xml_of(guest)).iterfind("{*}commandline/{*}env")]
+    assert result.warnings == (
+        f"disk vdb is no longer attached; it stays as it is: {guest_directory}/more.raw",
+        "disk vdc is no longer attached; it stays as it is: /dev/no-such-device",
+    )
+    assert (guest_directory / "more.raw").read_text() == "mine"
+
+
 def refuse(*_arguments: object, **_options: object) -> None:
     """Fail as an operation of ours does."""
     raise LabBackupError("refused by the test")

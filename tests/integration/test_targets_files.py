@@ -3,6 +3,7 @@
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from lab_backup.blocks import BlockWriter
 from lab_backup.errors import AccessDeniedError, LabBackupError, TargetExistsError
 from lab_backup.extent import Extent
 from lab_backup.qcow2.layout import Layout, LayoutError
+from lab_backup.targets import new_file
 from lab_backup.targets.errors import TargetError, TargetFullError
 from lab_backup.targets.new_file import NewFile, Owner
 from lab_backup.targets.qcow2_file import Qcow2Target
@@ -33,10 +35,12 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-@pytest.fixture(params=["raw", "qcow2"])
-def form(request: pytest.FixtureRequest) -> str:
-    """Each format of a new file."""
-    return str(request.param)
+@pytest.fixture(params=["raw", "qcow2", "raw with a hidden name"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each format of a new file, and one as on file systems that know no unnamed files."""
+    if "hidden" in request.param:
+        monkeypatch.setattr(new_file, "_UNNAMED", 0)
+    return str(request.param).partition(" ")[0]
 
 
 @pytest.fixture
@@ -136,6 +140,7 @@ def test_a_name_taken_meanwhile_is_not_replaced_without_hard_links(
         raise PermissionError(1, "no hard links here")
 
     monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(new_file, "_UNNAMED", 0)
     (tmp_path / "taken").touch()
     file = NewFile(tmp_path / "disk", needed=0)
     file.write(0, b"new")
@@ -163,6 +168,18 @@ def test_abort_removes_all_that_was_made(form: str, tmp_path: Path) -> None:
     target = begin(form, tmp_path / "disk", data)
     target.finish()
     target.abort()
+    assert names(tmp_path) == []
+
+
+def test_nothing_remains_of_a_killed_restore(tmp_path: Path) -> None:
+    """A process that is killed in the middle of a disk leaves no file, and the space is free again."""
+    program = (
+        "import os, pathlib, signal, sys; from lab_backup.targets.raw_file import RawFileTarget\n"
+        "target = RawFileTarget(pathlib.Path(sys.argv[1]), 10**9); target.write(0, b'x' * 10**6)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "disk")], timeout=60, check=False)
+    assert killed.returncode == -9
     assert names(tmp_path) == []
 
 
@@ -217,10 +234,10 @@ def test_the_owner_is_set_before_the_file_appears(tmp_path: Path) -> None:
     """The file belongs to whom the caller named, with the mode that it named."""
     if os.geteuid() != 0:
         pytest.skip("giving files away needs root")
-    target = RawFileTarget(tmp_path / "disk", 512, owner=Owner(65534, 65534), mode=0o640)
+    target = RawFileTarget(tmp_path / "disk", 512, owner=Owner(65534, 65534), mode=0o664)
     target.finish()
     status = (tmp_path / "disk").stat()
-    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (65534, 65534, 0o640)
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (65534, 65534, 0o664)
 
 
 def test_a_write_beside_the_layout_is_refused(tmp_path: Path) -> None:

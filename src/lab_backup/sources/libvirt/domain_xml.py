@@ -56,7 +56,10 @@ class Rewritten:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What a restore must know of a definition before it rewrites it. `disks` are the paths by target, None where it is not a local file."""
+    """What a restore must know of a definition before it rewrites it. `disks` are the paths by target, None where it is not a local file.
+
+    `devices` says in words what the disks are that are no files, by target.
+    """
 
     name: str
     uuid: str
@@ -64,6 +67,7 @@ class Definition:
     has_nvram: bool
     tpm: str | None
     disks: Mapping[str, str | None] = field(default_factory=dict)
+    devices: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
 
 
@@ -90,6 +94,11 @@ def read_definition(xml: str) -> Definition:
         has_nvram=nvram is not None,
         tpm=None if tpm is None else tpm.get("version", "2.0"),
         disks={target: _file(disk) for target, disk in _disks(root)},
+        devices={
+            target: short(" ".join(value for source in disk.findall("source") for value in source.attrib.values()))
+            for target, disk in _disks(root)
+            if disk.get("type", "file") != "file"
+        },
         networks=tuple(
             source.get("network", "") for source in root.iterfind("devices/interface[@type='network']/source")
         ),

@@ -105,7 +105,7 @@ class LocalPlanner:
         if self._options.pool is not None:
             folder = define.pool_folder(self._connection, self._options.pool)
         elif self._options.directory is not None:
-            folder = self._options.directory.absolute()
+            folder = self._options.directory.resolve()
         else:
             folder = self._usual_folder(targets)
         if not folder.is_dir():
@@ -218,11 +218,15 @@ class LocalPlanner:
             raise UsageError("two disks of the VM would get the same file", hint="give another --directory or --name")
 
     def _warn_of_detached(self, xml: str) -> None:
-        kept = read_definition(xml).disks
-        attached = {} if self._current is None else read_definition(self._current).disks
-        for target, path in attached.items():
-            if path and target not in kept:
-                self._warnings.append(f"disk {target} is no longer attached; its file stays: {path}")
+        if self._current is None:
+            return
+        new, current = read_definition(xml), read_definition(self._current)
+        for target, path in current.disks.items():
+            what = path or current.devices.get(target)
+            if what and target not in new.disks:
+                self._warnings.append(f"disk {target} is no longer attached; it stays as it is: {what}")
+            elif target in current.devices and new.devices.get(target) != what:
+                self._warnings.append(f"disk {target} is an image file now; what it was stays as it is: {what}")
 
     def _replaces(self, disks: Sequence[PlannedDisk], others: Sequence[PlannedFile | None]) -> Iterator[str]:
         if self._current is None:
