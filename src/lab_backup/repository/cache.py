@@ -1,7 +1,7 @@
 """The local copy of the index, mapped from disk (LMDB), so that ten million chunks take no memory of ours and a lookup takes microseconds.
 
 Disposable: it is rebuilt from the repository's index objects whenever it is missing, and each `synchronise` brings it in line with the
-objects that are there. An entry counts only while an index object that is still in the repository names its pack and no `removed` object does.
+objects that are there. A blob may have several places; one counts only while an index object that is still in the repository names its pack and no `removed` object does.
 """
 
 import os
@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Self
 
 import lmdb
 
+from lab_backup.repository.errors import CacheError
 from lab_backup.repository.index import IndexedPack
-from lab_backup.repository.pack import ENTRY, ID, WRAPPED, Entry, PackInfo, PackKind
+from lab_backup.repository.pack import ENTRY, ID, PACK_ID, WRAPPED, Entry, PackInfo, PackKind
 from lab_backup.units import GiB
 
 _NUMBER = struct.Struct(">I")
@@ -23,9 +24,21 @@ _PACK = struct.Struct(f"<16sBQ{WRAPPED}s")
 _PLACE = struct.Struct("<IIIB")  # offset, stored, raw, codec: the tail of pack.ENTRY
 # Address space, not memory or disk; the file grows with its content. 10 TiB in 128 KiB chunks need 5 GiB.
 MAP_SIZE = 256 * GiB
-LAYOUT = 1  # a cache of another layout is thrown away
+LAYOUT = 2  # a cache of another layout is thrown away
 
 DEAD, USABLE, CONDEMNED = 0, 1, 2
+# How good a place is: may be referred to, will be removed, has wrong bytes, is no more.
+_SOUND, _PASSING, _DAMAGED, _GONE = range(4)
+# What LMDB says of a file that no open call can mend.
+_SPOILT = (
+    lmdb.BadChecksumError,
+    lmdb.CorruptedError,
+    lmdb.IncompatibleError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.VersionMismatchError,
+)
 
 
 class Location(NamedTuple):
@@ -35,61 +48,154 @@ class Location(NamedTuple):
     entry: Entry
 
 
+class _Databases(NamedTuple):
+    """An open LMDB environment. LMDB allows one per file and process, so everybody in this process shares it."""
+
+    env: Any
+    chunks: Any
+    packs: Any
+    pack_numbers: Any
+    indexes: Any
+    objects: Any
+
+
+_open_files: dict[Path, tuple[_Databases, list["IndexCache"]]] = {}  # and who uses them
+_open_files_lock = threading.Lock()
+
+
 class IndexCache:
-    """Chunk id → pack, offset, lengths. Thread-safe; several processes may share one directory."""
+    """Chunk id → pack, offset, lengths. Thread-safe; several processes may share one directory.
+
+    A pack keeps its number for as long as the directory exists: running writers and readers remember packs by it.
+    """
 
     def __init__(self, directory: Path) -> None:
-        """Open or make the cache in `directory`. A damaged one, or one of another layout, is made anew."""
+        """Open or make the cache in `directory`; a damaged one, or one of another layout, is made anew. Raises CacheError."""
         self.directory = directory
         self._change = threading.RLock()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            self._open()
-        except lmdb.Error:
-            self._wipe()
-            self._open()
-
-    def _open(self) -> None:
-        self._env = lmdb.open(
-            os.fspath(self.directory), map_size=MAP_SIZE, max_dbs=8, mode=0o600, readahead=False, max_readers=512
-        )
-        meta = self._env.open_db(b"meta")
-        self._chunks = self._env.open_db(b"chunks")
-        self._packs = self._env.open_db(b"packs")
-        self._pack_numbers = self._env.open_db(b"pack-numbers")
-        self._indexes = self._env.open_db(b"indexes")
-        self._objects = self._env.open_db(b"objects")
-        with self._env.begin(write=True) as txn:
-            layout = txn.get(b"layout", db=meta)
-            if layout is None:
-                txn.put(b"layout", bytes([LAYOUT]), db=meta)
-            elif layout != bytes([LAYOUT]):
-                raise lmdb.Error("another layout")
+        self._file = directory.resolve()
+        with _open_files_lock:
+            if self._file not in _open_files:
+                _open_files[self._file] = (self._open_or_renew(), [])
+            databases, users = _open_files[self._file]
+            users.append(self)
+        self._env, self._chunks, self._packs, self._pack_numbers, self._indexes, self._objects = databases
+        with self._reading() as txn:
             count = self._count(txn)
-        self._env.reader_check()
         # One byte a pack: DEAD, USABLE or CONDEMNED (readable, but nothing new may refer to it).
         self.states = bytearray(count)
         self.damaged: set[tuple[int, bytes]] = set()
+        self.orphans: set[int] = set()
 
-    def _count(self, txn: Any) -> int:
-        cursor = txn.cursor(self._packs)
-        return int(_NUMBER.unpack(cursor.key())[0]) + 1 if cursor.last() else 0
+    def _open_or_renew(self) -> _Databases:
+        try:
+            databases = self._open()
+        except _SPOILT:
+            databases = None
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+        if databases is None:
+            self._wipe()
+            try:
+                databases = self._open()
+            except lmdb.Error as error:
+                raise self._failed(error) from error
+        if databases is None:
+            raise CacheError(f"the local copy of the index in {self.directory} cannot be made anew")
+        return databases
+
+    def _open(self) -> _Databases | None:
+        """Return what is in the directory, or None where the file is of another layout or not whole."""
+        env = lmdb.open(
+            os.fspath(self.directory), map_size=MAP_SIZE, max_dbs=8, mode=0o600, readahead=False, max_readers=512
+        )
+        databases = None
+        try:
+            # Reading a page beyond the end of a mapped file would kill the process.
+            needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+            if (self.directory / "data.mdb").stat().st_size >= needed and self._has_layout(env):
+                env.reader_check()
+                databases = _Databases(
+                    env,
+                    env.open_db(b"chunks", dupsort=True, dupfixed=True),
+                    *(env.open_db(name) for name in (b"packs", b"pack-numbers", b"indexes", b"objects")),
+                )
+        finally:
+            if databases is None:
+                env.close()
+        return databases
+
+    @staticmethod
+    def _has_layout(env: Any) -> bool:
+        meta = env.open_db(b"meta")
+        with env.begin(write=True) as txn:
+            layout = txn.get(b"layout", db=meta)
+            if layout is None:
+                layout = bytes([LAYOUT])
+                txn.put(b"layout", layout, db=meta)
+        return bool(layout == bytes([LAYOUT]))
 
     def _wipe(self) -> None:
         for name in ("data.mdb", "lock.mdb"):
             (self.directory / name).unlink(missing_ok=True)
 
+    def _failed(self, error: lmdb.Error) -> CacheError:
+        if isinstance(error, _SPOILT):
+            self._wipe()
+            return CacheError(
+                f"the local copy of the index in {self.directory} is damaged; it was removed",
+                hint="run the command again: the copy is made anew from the repository",
+            )
+        return CacheError(
+            f"the local copy of the index in {self.directory} cannot be used: {error}",
+            hint="make room there, or name another folder in LAB_BACKUP_CACHE",
+        )
+
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
+        try:
+            with self._env.begin() as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        try:
+            with self._env.begin(write=True) as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def _get(self, key: bytes, database: Any) -> bytes | None:
+        try:
+            with self._env.begin(db=database) as txn:
+                value: bytes | None = txn.get(key)
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+        return value
+
+    def _count(self, txn: Any) -> int:
+        cursor = txn.cursor(self._packs)
+        return int(_NUMBER.unpack(cursor.key())[0]) + 1 if cursor.last() else 0
+
     def clear(self) -> None:
-        """Forget everything; the next `synchronise` loads all index objects again."""
-        with self._env.begin(write=True) as txn:
-            for database in (self._chunks, self._packs, self._pack_numbers, self._indexes):
+        """Forget all places; the next `synchronise` loads all index objects again. Packs keep their numbers and states."""
+        with self._change, self._writing() as txn:
+            for database in (self._chunks, self._indexes):
                 txn.drop(database, delete=False)
-        self.states = bytearray()
-        self.damaged = set()
 
     def close(self) -> None:
         """Let go of the file; may be called several times."""
-        self._env.close()
+        with _open_files_lock:
+            databases, users = _open_files.get(self._file, (None, []))
+            if databases is None or self not in users:
+                return
+            users.remove(self)
+            if not users:
+                del _open_files[self._file]
+                databases.env.close()
 
     def __enter__(self) -> Self:
         return self
@@ -101,64 +207,89 @@ class IndexCache:
 
     def indexes(self) -> set[str]:
         """Return the names of the index objects that were loaded."""
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             return {key.decode() for key in txn.cursor(self._indexes).iternext(values=False)}
 
-    def load(self, objects: Iterable[tuple[str, Iterable[IndexedPack]]]) -> None:
-        """Take in index objects (name, packs), all in one transaction: a few together are much faster than one by one."""
-        with self._change, self._env.begin(write=True) as txn:
-            # Another process may have added packs to this very cache since we looked.
-            self.states.extend(bytes(self._count(txn) - len(self.states)))
-            fresh: dict[int, bytes] = {}  # pack number → its table
-            for name, packs in objects:
-                numbers = [self._number(txn, pack, fresh) for pack in packs]
-                txn.put(name.encode(), b"".join(map(_NUMBER.pack, numbers)), db=self._indexes)
-            # In the order of ids: pages are then filled one after the other.
-            rows = sorted(
-                (table[at : at + ENTRY.size], number)
-                for number, table in fresh.items()
-                for at in range(0, len(table), ENTRY.size)
-            )
-            for row, number in rows:
-                self._put_place(txn, row, number)
-        for number in fresh:
-            self.states[number] = USABLE
+    def indexed(self) -> set[bytes]:
+        """Return the ids of all packs that a loaded index object names."""
+        with self._reading() as txn:
+            numbers = {key for _, row in txn.cursor(self._indexes) for (key,) in _NUMBER.iter_unpack(row)}
+            return {bytes(txn.get(_NUMBER.pack(number), db=self._packs)[:PACK_ID]) for number in numbers}
 
-    def _number(self, txn: Any, pack: IndexedPack, fresh: dict[int, bytes]) -> int:
-        """Return the pack's number; where its table is not in the cache yet, put it into `fresh`."""
-        info, table = pack
+    def load(self, objects: Iterable[tuple[str, Iterable[IndexedPack]]]) -> None:
+        """Take in index objects (name, packs), all in one transaction: a few together are much faster than one by one.
+
+        Packs that are new here count as dead until `set_states`.
+        """
+        self._load(objects)
+
+    def add(self, name: str, packs: Iterable[IndexedPack]) -> None:
+        """Take in an index object of our own making; its packs are usable at once."""
+        numbers = self._load([(name, packs)])
+        with self._change:
+            for number in numbers:
+                if self.states[number] == DEAD:
+                    self.states[number] = USABLE
+
+    def load_orphans(self, packs: Iterable[IndexedPack]) -> None:
+        """Take in packs that no index object names: they can be read, but nothing new may refer to them. Until the next `set_states`."""
+        self.orphans = self._load([("", packs)])
+        with self._change:
+            for number in self.orphans:
+                self.states[number] = CONDEMNED
+
+    def _load(self, objects: Iterable[tuple[str, Iterable[IndexedPack]]]) -> set[int]:
+        """Load as `load` says; without a name, the packs count as named by nobody. Returns their numbers."""
+        with self._change:
+            loaded: set[int] = set()
+            with self._writing() as txn:
+                rows: list[tuple[bytes, bytes]] = []
+                for name, packs in objects:
+                    numbers = []
+                    for pack in packs:
+                        number = self._number(txn, pack.info)
+                        numbers.append(number)
+                        if number not in loaded:
+                            loaded.add(number)
+                            rows += self._missing_rows(txn, number, pack.table)
+                    if name:
+                        txn.put(name.encode(), b"".join(map(_NUMBER.pack, numbers)), db=self._indexes)
+                # In the order of ids: pages are then filled one after the other.
+                rows.sort()
+                with txn.cursor(self._chunks) as cursor:
+                    cursor.putmulti(rows)
+                count = self._count(txn)
+            # Another process may have added packs to this very cache since we looked.
+            self.states.extend(bytes(max(0, count - len(self.states))))
+        return loaded
+
+    def _number(self, txn: Any, info: PackInfo) -> int:
         known = txn.get(info.id, db=self._pack_numbers)
         if known is not None:
-            number = int(_NUMBER.unpack(known)[0])
-            if self.states[number] == DEAD:
-                fresh[number] = table
-            return number
-        number = len(self.states)
-        self.states.append(DEAD)
+            return int(_NUMBER.unpack(known)[0])
+        number = self._count(txn)
         key = _NUMBER.pack(number)
         txn.put(info.id, key, db=self._pack_numbers)
         txn.put(key, _PACK.pack(info.id, info.kind, info.size, info.wrapped), db=self._packs)
-        fresh[number] = table
         return number
 
-    def _put_place(self, txn: Any, row: bytes, number: int) -> None:
-        """Remember a blob's place, unless a place is known that is as good."""
-        blob_id, place = row[:ID], _NUMBER.pack(number) + row[ID:]
-        if txn.put(blob_id, place, db=self._chunks, overwrite=False):
-            return
-        held = _NUMBER.unpack_from(txn.get(blob_id, db=self._chunks))[0]
-        if self._state(held) != USABLE or (held, blob_id) in self.damaged:
-            txn.put(blob_id, place, db=self._chunks)
+    def _missing_rows(self, txn: Any, number: int, table: bytes) -> list[tuple[bytes, bytes]]:
+        """Return id and place of each blob of a pack; nothing where the cache has them. It has all of a pack, or none."""
+        prefix = _NUMBER.pack(number)
+        starts = range(0, len(table), ENTRY.size)
+        if table and txn.cursor(self._chunks).set_key_dup(table[:ID], prefix + table[ID : ENTRY.size]):
+            return []
+        return [(table[at : at + ID], prefix + table[at + ID : at + ENTRY.size]) for at in starts]
 
     def forget(self, names: Iterable[str]) -> None:
         """Drop index objects that are no longer in the repository. `set_states` then decides which packs died."""
-        with self._change, self._env.begin(write=True) as txn:
+        with self._change, self._writing() as txn:
             for name in names:
                 txn.delete(name.encode(), db=self._indexes)
 
     def set_states(self, *, removed: Iterable[bytes], condemned: Iterable[bytes]) -> None:
         """Work out each pack's state anew: alive if an index object names it, unless it was removed or condemned."""
-        with self._change, self._env.begin() as txn:
+        with self._change, self._reading() as txn:
             states = bytearray(self._count(txn))
             for _, numbers in txn.cursor(self._indexes):
                 for (number,) in _NUMBER.iter_unpack(numbers):
@@ -169,47 +300,66 @@ class IndexCache:
                     if key is not None and states[_NUMBER.unpack(key)[0]]:
                         states[_NUMBER.unpack(key)[0]] = state
             self.states = states
+            self.orphans = set()
 
     # --- lookups ---
 
     @contextmanager
     def snapshot(self) -> Iterator[Callable[[bytes], bytes | None]]:
-        """Return a function from blob id to its raw place, or None; the fastest way to look many up at once."""
-        with self._env.begin(db=self._chunks) as txn:
-            yield txn.get
+        """Return a function from blob id to one of its raw places, or None; the fastest way to look many up at once."""
+        try:
+            with self._env.begin(db=self._chunks) as txn:
+                yield txn.get
+        except lmdb.Error as error:
+            raise self._failed(error) from error
 
     def usable(self, blob_id: bytes, place: bytes | None) -> int | None:
-        """Return the number of the pack that new backups may refer to for this blob, or None: store it again."""
+        """Return the number of a pack that new backups may refer to for this blob, or None: store it again.
+
+        `place` is what `snapshot` gave for it.
+        """
         if place is None:
             return None
         number: int = _NUMBER.unpack_from(place)[0]
-        if self._state(number) != USABLE or (self.damaged and (number, blob_id) in self.damaged):
-            return None
-        return number
+        if self._rank(number, blob_id) == _SOUND:
+            return number
+        best = next(iter(self.places(blob_id)), None)
+        return best.pack if best is not None and self._rank(best.pack, blob_id) == _SOUND else None
 
-    def _state(self, number: int) -> int:
-        """Return the pack's state; one that another process added meanwhile counts as unknown, so as dead."""
-        return self.states[number] if number < len(self.states) else DEAD
+    def _rank(self, number: int, blob_id: bytes) -> int:
+        # A pack that another process added meanwhile counts as unknown, so as dead.
+        state = self.states[number] if number < len(self.states) else DEAD
+        if state == DEAD:
+            return _GONE
+        if self.damaged and (number, blob_id) in self.damaged:
+            return _DAMAGED
+        return _SOUND if state == USABLE else _PASSING
 
     def locate(self, blob_id: bytes) -> Location | None:
-        """Return where the blob can be read, or None."""
-        with self._env.begin(db=self._chunks) as txn:
-            place = txn.get(blob_id)
-        return self.location(blob_id, place)
-
-    def location(self, blob_id: bytes, place: bytes | None) -> Location | None:
-        """Return the location in `place`, or None where its pack is gone."""
+        """Return the best place where the blob can be read, or None."""
+        place = self._get(blob_id, self._chunks)
         if place is None:
             return None
         number: int = _NUMBER.unpack_from(place)[0]
-        if self._state(number) == DEAD:
-            return None
-        return Location(number, Entry(blob_id, *_PLACE.unpack_from(place, _NUMBER.size)))
+        if self._rank(number, blob_id) == _SOUND:
+            return Location(number, Entry(blob_id, *_PLACE.unpack_from(place, _NUMBER.size)))
+        return next(iter(self.places(blob_id)), None)
+
+    def places(self, blob_id: bytes) -> list[Location]:
+        """Return every place where the blob can be read: sound ones first, then condemned, then damaged ones."""
+        with self._reading() as txn, txn.cursor(self._chunks) as cursor:
+            found = list(cursor.iternext_dup()) if cursor.set_key(blob_id) else []
+        numbers = [int(_NUMBER.unpack_from(place)[0]) for place in found]
+        ranked = sorted((self._rank(number, blob_id), at) for at, number in enumerate(numbers))
+        return [
+            Location(numbers[at], Entry(blob_id, *_PLACE.unpack_from(found[at], _NUMBER.size)))
+            for rank, at in ranked
+            if rank != _GONE
+        ]
 
     def pack(self, number: int) -> PackInfo:
         """Return what is known of the pack `number`."""
-        with self._env.begin(db=self._packs) as txn:
-            row = txn.get(_NUMBER.pack(number))
+        row = self._get(_NUMBER.pack(number), self._packs)
         if row is None:
             raise KeyError(number)
         pack_id, kind, size, wrapped = _PACK.unpack(row)
@@ -217,8 +367,7 @@ class IndexCache:
 
     def pack_number(self, pack_id: bytes) -> int | None:
         """Return the number of the pack, or None where no index object named it yet."""
-        with self._env.begin(db=self._pack_numbers) as txn:
-            key = txn.get(pack_id)
+        key = self._get(pack_id, self._pack_numbers)
         return None if key is None else int(_NUMBER.unpack(key)[0])
 
     def packs(self) -> Iterator[tuple[int, PackInfo]]:
@@ -228,30 +377,28 @@ class IndexCache:
                 yield number, self.pack(number)
 
     def count(self) -> int:
-        """Return how many blobs the cache knows, dead ones included."""
-        with self._env.begin() as txn:
+        """Return how many places of blobs the cache knows, dead ones included."""
+        with self._reading() as txn:
             return int(txn.stat(self._chunks)["entries"])
 
     # --- small sealed objects (manifests, marks), kept as they are stored ---
 
     def get_object(self, path: str) -> bytes | None:
         """Return the sealed object as it was last seen, or None. The caller unseals and so verifies it."""
-        with self._env.begin(db=self._objects) as txn:
-            value: bytes | None = txn.get(path.encode())
-        return value
+        return self._get(path.encode(), self._objects)
 
     def put_objects(self, objects: dict[str, bytes]) -> None:
         """Remember sealed, immutable objects."""
         if objects:
-            with self._env.begin(write=True, db=self._objects) as txn:
+            with self._writing() as txn:
                 for path, data in objects.items():
-                    txn.put(path.encode(), data)
+                    txn.put(path.encode(), data, db=self._objects)
 
     def drop_objects(self, prefix: str, present: set[str]) -> None:
         """Forget the objects below `prefix` that are not in `present`."""
         start = prefix.encode()
-        with self._env.begin(write=True, db=self._objects) as txn:
-            cursor = txn.cursor()
+        with self._writing() as txn:
+            cursor = txn.cursor(self._objects)
             gone = []
             if cursor.set_range(start):
                 for key in cursor.iternext(values=False):
@@ -260,4 +407,4 @@ class IndexCache:
                     if key.decode() not in present:
                         gone.append(bytes(key))
             for key in gone:
-                txn.delete(key)
+                txn.delete(key, db=self._objects)

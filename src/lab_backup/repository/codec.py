@@ -58,7 +58,7 @@ def compressor(spec: str) -> Compressor:
         return lambda data: (Codec.NONE, data)
     limits = {"zstd": (3, 22), "gzip": (6, 9)}
     if name not in limits or not re.fullmatch(r"[0-9]{0,4}", level_text):
-        raise UsageError(f"{spec!r} is not a compression", hint="write zstd, zstd:LEVEL, gzip, gzip:LEVEL or none")
+        raise UsageError(f"{spec[:40]!r} is not a compression", hint="write zstd, zstd:LEVEL, gzip, gzip:LEVEL or none")
     default, highest = limits[name]
     level = int(level_text) if level_text else default
     if not 1 <= level <= highest:

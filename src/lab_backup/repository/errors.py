@@ -45,3 +45,7 @@ class ChunkCorruptError(DamagedError):
 
 class ChunkMissingError(DamagedError):
     """A chunk that a backup refers to is nowhere in the repository. Never retry."""
+
+
+class CacheError(RepositoryError):
+    """The local copy of the index cannot be used; the repository is untouched."""

@@ -11,7 +11,6 @@ from typing import Self
 
 from lab_backup.blocks import Buffer
 from lab_backup.repository import index
-from lab_backup.repository.cache import USABLE
 from lab_backup.repository.codec import Compressor, compressor
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.index import IndexedPack
@@ -153,13 +152,18 @@ class Packer:
         path = f"{INDEX}/{secrets.token_hex(16)}"
         self.bytes_uploaded += self._repository.put_object(Kind.INDEX, path, index.encode(packs))
         cache = self._repository.cache
-        cache.load([(path, packs)])
+        cache.add(path, packs)
         for info, table in packs:
             number = cache.pack_number(info.id)
-            if number is not None and cache.states[number] == USABLE:
+            if number is not None:
                 self.packs.add(number)
             # From here on the index answers for these blobs.
             self._pending.difference_update(table[at : at + ID] for at in range(0, len(table), ENTRY.size))
+
+    def index_uploaded(self) -> None:
+        """Make what is in the storage already findable. May be called while others store."""
+        with self._index_lock:
+            self._write_index()
 
     def flush(self) -> None:
         """Make all that was stored durable and findable. Call it when no thread is storing. Raises what an upload raised."""
@@ -169,8 +173,7 @@ class Packer:
         for future in list(self._uploads):
             future.result()
         self._raise_failure()
-        with self._index_lock:
-            self._write_index()
+        self.index_uploaded()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -1,9 +1,11 @@
 """Reads chunks, tree nodes and whole disks out of a repository; every byte is checked against its id before anyone sees it."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
@@ -25,6 +27,7 @@ from lab_backup.units import KiB, MiB
 MAX_GAP = 64 * KiB
 MAX_RANGE = 16 * MiB  # one request; with a thread each, 64 MiB at most are in flight on four cores
 SLICE = 8 * MiB  # of a disk, the unit of work of a restore: a leaf of the default chunk size
+RELOAD_AGAIN = 600.0  # seconds; what is missing after the index was loaded anew is hardly there a moment later
 MAX_FILE = 64 * MiB  # configuration files are held in memory
 
 
@@ -61,19 +64,21 @@ class Reader:
         """Read from `repository`."""
         self._repository = repository
         self._reload_lock = threading.Lock()
-        self._reloaded = False
+        self._reloads = 0
+        self._reload_after = 0.0
         # Large chunks make several slices of one leaf.
         self._leaf = lru_cache(maxsize=64)(lambda identity: decode_node(self.node(identity), 0))
 
     # --- blobs ---
 
     def find(self, blob_id: bytes) -> Location | None:
-        """Return where the blob is, or None where it is nowhere.
+        """Return the best place where the blob is, or None where it is nowhere.
 
-        The local index remembers one place of each blob; before it says no, the whole index is loaded anew, once.
+        Before it says no, the whole index is loaded anew, unless it was lately.
         """
+        seen = self._reloads
         location = self._repository.cache.locate(blob_id)
-        if location is None and self._reload_once():
+        if location is None and self._reload(seen):
             location = self._repository.cache.locate(blob_id)
         return location
 
@@ -85,14 +90,17 @@ class Reader:
             )
         return location
 
-    def _reload_once(self) -> bool:
-        """Load the whole index anew, once: what is missing may have moved to another pack meanwhile."""
+    def _reload(self, seen: int) -> bool:
+        """Load the whole index anew, now and then: what is missing may have moved to another pack meanwhile.
+
+        Returns whether it was loaded since there had been `seen` loads, by this thread or another: then it is worth looking again.
+        """
         with self._reload_lock:
-            if self._reloaded:
-                return False
-            self._repository.reload()
-            self._reloaded = True
-            return True
+            if self._reloads == seen and time.monotonic() >= self._reload_after:
+                self._repository.reload()
+                self._reloads += 1
+                self._reload_after = time.monotonic() + RELOAD_AGAIN
+            return self._reloads > seen
 
     def _decrypt(self, number: int, entry: Entry, stored: Buffer, kind: PackKind) -> Buffer:
         """Return the checked content of a blob."""
@@ -134,24 +142,39 @@ class Reader:
                 at = entry.offset - start
                 yield entry, self._decrypt(number, entry, view[at : at + entry.stored], kind)
 
-    def _read_retrying(self, wanted: dict[bytes, Location], kind: PackKind) -> Iterator[tuple[Entry, Buffer]]:
-        """Read blobs; where a pack is gone, load the index anew and read what is left from where it is now."""
+    def _read_anywhere(self, wanted: dict[bytes, Location], kind: PackKind) -> Iterator[tuple[Entry, Buffer]]:
+        """Read blobs; those that cannot be read where they are said to be, from wherever else they can."""
         left = dict(wanted)
-        try:
+        seen = self._reloads
+        with suppress(DamagedError):
             for entry, data in self.read_blobs(left.values(), kind):
                 left.pop(entry.id)
                 yield entry, data
-        except ChunkMissingError:
-            if not self._reload_once():
-                raise
-            yield from self.read_blobs([self._locate(blob_id, "chunk") for blob_id in left], kind)
+        for blob_id in left:
+            yield self._read_elsewhere(blob_id, kind, seen)
+
+    def _read_elsewhere(self, blob_id: bytes, kind: PackKind, seen: int) -> tuple[Entry, Buffer]:
+        """Return a blob from the first of its places where it is whole, or raise what was wrong with them."""
+        failure = DamagedError(f"blob {blob_id.hex()[:16]} is gone", hint="run: lab-backup verify")
+        tried: set[Location] = set()
+        for _ in range(2):
+            for location in self._repository.cache.places(blob_id):
+                if location not in tried:
+                    tried.add(location)
+                    try:
+                        return next(self.read_blobs([location], kind))
+                    except DamagedError as error:
+                        failure = error
+            if not self._reload(seen):
+                break
+        raise failure
 
     def node(self, blob_id: bytes) -> bytes:
         """Return the checked bytes of a tree node. Raises DamagedError."""
         location = self._locate(blob_id, "tree node")
         if location.entry.raw > MAX_NODE:
             raise ChunkCorruptError(f"tree node {blob_id.hex()[:16]} is larger than a node can be")
-        for _, data in self._read_retrying({blob_id: location}, PackKind.TREE):
+        for _, data in self._read_anywhere({blob_id: location}, PackKind.TREE):
             return bytes(data)
         raise AssertionError
 
@@ -205,7 +228,7 @@ class Reader:
                 wanted[chunk] = location
         pieces = [
             Piece(offset, data)
-            for entry, data in self._read_retrying(wanted, PackKind.DATA)
+            for entry, data in self._read_anywhere(wanted, PackKind.DATA)
             for offset in places[entry.id]
         ]
         return sorted(pieces)

@@ -1,6 +1,7 @@
 """A repository: one storage, its keys, and the local copy of its index."""
 
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -46,10 +47,14 @@ HexPack = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}\\Z")]
 HexBlob = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
 
 
-class PackList(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of `condemned` and `removed` objects: pack ids, hexadecimal."""
+class PackList(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The payload of `condemned` and `removed` objects: pack ids, hexadecimal.
+
+    `surveyed` is the storage's time before the look that found them unused, ISO 8601.
+    """
 
     packs: list[HexPack]
+    surveyed: datetime | None = None
 
     @property
     def ids(self) -> set[bytes]:
@@ -143,6 +148,7 @@ class Repository:
         self.keys = keys
         self.cache = cache
         self._ciphers: dict[int, PackCipher] = {}
+        self._synchronising = threading.RLock()
         self.has_damage = False  # whether any verification recorded damage, as of the last `synchronise`
 
     def close(self) -> None:
@@ -245,31 +251,37 @@ class Repository:
     # --- index ---
 
     def synchronise(self) -> None:
-        """Bring the local index in line with the repository. One thread at a time.
+        """Bring the local index in line with the repository.
 
         The order matters (`docs/format/concurrency.md`): condemned lists, then removed lists, then index objects. A pack that is being
         collected meanwhile is then seen as condemned, or removed, or not at all; never as usable.
         """
-        condemned = self.pack_list(Kind.CONDEMNED, CONDEMNED)
-        removed = self.pack_list(Kind.REMOVED, REMOVED)
-        damage = self.damage()
-        # What we have, before what is there: an index object that another thread of ours adds meanwhile is not forgotten.
-        loaded = self.cache.indexes()
-        present = {info.path for info in self.storage.list(INDEX)}
-        self.cache.forget(loaded - present)
-        if loaded - present:
+        with self._synchronising:
+            condemned = self.pack_list(Kind.CONDEMNED, CONDEMNED)
+            removed = self.pack_list(Kind.REMOVED, REMOVED)
+            damage = self.damage()
+            # What we have, before what is there: an index object that another thread of ours adds meanwhile is not forgotten.
+            loaded = self.cache.indexes()
+            present = {info.path for info in self.storage.list(INDEX)}
+            # A list may lag behind what was just written; only a look by name tells that an object is gone.
+            gone = {path for path, size in self.sizes(sorted(loaded - present)) if size is None}
+            self.cache.forget(gone)
+            if gone:
+                self._set_states(removed, condemned, damage)
+            self._load(sorted(present - loaded))
             self._set_states(removed, condemned, damage)
-        self._load(sorted(present - loaded))
-        self._set_states(removed, condemned, damage)
 
     def _load(self, paths: list[str]) -> None:
-        """Load index objects into the cache, so many in one transaction as memory allows."""
+        """Load index objects into the cache, so many in one transaction as memory allows; damaged ones from the packs."""
+        damaged = []
         held: list[tuple[str, list[index.IndexedPack]]] = []
         entries = 0
         step = self.storage.concurrency
         for at in range(0, len(paths), step):
             for path, packs in self._parallel(self._index_or_damage, paths[at : at + step]):
-                if packs is not None:
+                if isinstance(packs, DamagedError):
+                    damaged.append(path)
+                elif packs is not None:
                     held.append((path, packs))
                     entries += sum(len(pack.table) for pack in packs) // ENTRY.size
             if entries >= LOAD_ENTRIES:
@@ -277,16 +289,19 @@ class Repository:
                 held, entries = [], 0
         if held:
             self.cache.load(held)
+        if damaged:
+            rebuilt = self.rebuild(known=self.cache.indexed())
+            self.cache.load((path, rebuilt) for path in damaged)
 
-    def _index_or_damage(self, path: str) -> list[index.IndexedPack] | None:
-        """Return an index object's packs; those of a damaged one from the packs themselves."""
+    def _index_or_damage(self, path: str) -> list[index.IndexedPack] | DamagedError | None:
+        """Return an index object's packs, None where it vanished."""
         payload = self._stored_or_none(path)
         if payload is None:
             return None
         try:
             return index.decode(self.unseal(Kind.INDEX, path, payload), path)
-        except DamagedError:
-            return self.rebuild(known={info.id for _, info in self.cache.packs()})
+        except DamagedError as error:
+            return error
 
     def rebuild(self, *, known: set[bytes]) -> list[index.IndexedPack]:
         """Return the tables of all packs in the storage but the `known` ones, read from the packs; damaged ones are passed over."""
@@ -315,10 +330,14 @@ class Repository:
         self.has_damage = bool(damage.blobs or damage.packs)
 
     def reload(self) -> None:
-        """Throw the local index away and load it anew: after something in it turned out not to be there."""
-        self.cache.clear()
-        self._ciphers.clear()
-        self.synchronise()
+        """Throw the local index away and load it anew: after something in it turned out not to be there.
+
+        Packs whose index object was lost are found by their own tables.
+        """
+        with self._synchronising:
+            self.cache.clear()
+            self.synchronise()
+            self.cache.load_orphans(self.rebuild(known=self.cache.indexed()))
 
     def pack_list(self, kind: Kind, prefix: str) -> set[bytes]:
         """Return all pack ids in the lists below `prefix` (condemned or removed)."""
@@ -327,6 +346,32 @@ class Repository:
             if payload is not None:
                 found |= parse(payload, PackList, path).ids
         return found
+
+    def condemnations(self) -> list[tuple[datetime | None, datetime]]:
+        """Return, of each list of condemned packs, when the collector began to look and when it was published, by the storage's clock."""
+        made = {info.path: info.modified for info in self.storage.list(CONDEMNED)}
+        return [
+            (parse(payload, PackList, path).surveyed, made[path])
+            for path, payload in self.read_objects(Kind.CONDEMNED, made)
+            if payload is not None
+        ]
+
+    def sizes(self, paths: Iterable[str]) -> Iterator[tuple[str, int | None]]:
+        """Yield path and size of objects by a look at each, several at once; None for those that are not there."""
+        yield from self._parallel(self._size_or_none, paths)
+
+    def _size_or_none(self, path: str) -> int | None:
+        try:
+            return self.storage.stat(path).size
+        except ObjectNotFoundError:
+            return None
+
+    def record_damage(self, *, packs: set[str], blobs: set[tuple[str, str]]) -> None:
+        """Record packs that are gone and places whose bytes are wrong, all in hexadecimal: nothing new will refer to them."""
+        known = self.damage()
+        fresh = DamageList(packs=sorted(packs - set(known.packs)), blobs=sorted(blobs - set(known.blobs)))
+        if fresh.packs or fresh.blobs:
+            self.put_object(Kind.DAMAGED, f"{DAMAGED}/{secrets.token_hex(16)}", msgspec.json.encode(fresh))
 
     def damage(self) -> DamageList:
         """Return the damage that verifications recorded."""
