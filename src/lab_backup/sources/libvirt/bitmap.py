@@ -5,16 +5,12 @@ libvirt's checkpoints are only a memory of them, and may be wrong.
 https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (query-block, block-dirty-bitmap-remove)
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import libvirt_qemu
-
-from lab_backup.sources.libvirt import image
+from lab_backup.sources.libvirt import image, monitor
 from lab_backup.sources.libvirt.domain import Disk
-from lab_backup.sources.libvirt.errors import HypervisorError, translated
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +32,7 @@ def live(domain: Any, disks: tuple[Disk, ...]) -> dict[str, dict[str, Bitmap]]:
     Asking QEMU directly makes libvirt mark the domain as tainted, so this is for when libvirt's own answer is no.
     """
     found: dict[str, dict[str, Bitmap]] = {disk.target: {} for disk in disks}
-    for device in _monitor(domain, "query-block"):
+    for device in monitor.command(domain, "query-block"):
         inserted = device.get("inserted") or {}
         parts = str(device.get("qdev", "")).split("/")
         disk = next((disk for disk in disks if disk.alias and disk.alias in parts), None)
@@ -51,7 +47,7 @@ def live(domain: Any, disks: tuple[Disk, ...]) -> dict[str, dict[str, Bitmap]]:
 
 def remove_live(domain: Any, bitmap: Bitmap) -> None:
     """Remove `bitmap` from a running virDomain."""
-    _monitor(domain, "block-dirty-bitmap-remove", node=bitmap.node, name=bitmap.name)
+    monitor.command(domain, "block-dirty-bitmap-remove", node=bitmap.node, name=bitmap.name)
 
 
 def in_image(path: Path) -> dict[str, Bitmap]:
@@ -74,12 +70,3 @@ def remove_from_image(path: Path, name: str) -> None:
         image.run(
             ["qemu-img", "bitmap", "--remove", "-f", "qcow2", "--", str(path), name], f"remove a bitmap of {path}"
         )
-
-
-def _monitor(domain: Any, command: str, **arguments: str) -> Any:
-    request = {"execute": command, "arguments": arguments}
-    with translated(f"ask QEMU ({command})"):
-        answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps(request), 0))
-    if "error" in answer:
-        raise HypervisorError(f"QEMU refused {command}: {answer['error'].get('desc')}")
-    return answer["return"]

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import libvirt
+
+from lab_backup.sources.libvirt.connection import Hypervisor
 from lab_backup.sources.libvirt.domain import Domain
 from lab_backup.sources.libvirt.tpm_state import states_folder
 from lab_backup.sources.source import ConfigurationFile
@@ -29,6 +32,25 @@ def read_nvram(facts: Domain) -> tuple[list[ConfigurationFile], list[str]]:
     except (OSError, ValueError) as error:
         return [], [f"the NVRAM of the VM is not in the backup: {error}"]
     return [ConfigurationFile("nvram", data)], []
+
+
+def read_remote(hypervisor: Hypervisor, facts: Domain) -> tuple[list[ConfigurationFile], list[str]]:
+    """Return the NVRAM of a VM on another host, where it lies in one of libvirt's storage pools, and notes about the rest."""
+    notes = ["the state of the TPM is not in the backup: it lies on another host"] if facts.tpm else []
+    if facts.nvram is None:
+        return [], notes
+    connection = hypervisor.connection
+    try:
+        volume = connection.storageVolLookupByPath(facts.nvram)
+        stream = connection.newStream(0)
+        volume.download(stream, 0, MAX_SIZE, 0)
+        parts: list[bytes] = []
+        stream.recvAll(lambda _stream, data, _opaque: parts.append(data), None)
+        stream.finish()
+    except libvirt.libvirtError as error:
+        reason = f"{facts.nvram} on {hypervisor.name} is in no storage pool ({error.get_error_message()})"
+        return [], [*notes, f"the NVRAM of the VM is not in the backup: {reason}"]
+    return [ConfigurationFile("nvram", b"".join(parts))], notes
 
 
 def read_tpm(facts: Domain, uri: str, proc: Path = Path("/proc")) -> tuple[list[ConfigurationFile], list[str]]:

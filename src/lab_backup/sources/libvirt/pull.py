@@ -10,27 +10,23 @@ from typing import Any
 
 import libvirt
 
-from lab_backup.nbd.address import UnixAddress
 from lab_backup.nbd.client import NbdClient
 from lab_backup.nbd.protocol import dirty_bitmap
-from lab_backup.sources.libvirt import job, ownership, process
+from lab_backup.sources.libvirt import job, ownership
 from lab_backup.sources.libvirt.backup import VmBackup
 from lab_backup.sources.libvirt.domain import Disk
 from lab_backup.sources.libvirt.errors import HypervisorError, LostBackupError, translate
 from lab_backup.sources.libvirt.export import VmDisk, WatchedReader, dirty_extents, open_reader
 from lab_backup.sources.libvirt.guard_process import GuardProcess
 from lab_backup.sources.libvirt.plan import DiskPlan, check_live
-from lab_backup.sources.libvirt.scratch import (
-    SocketPlace,
-    check_space,
-    make_directory,
-    remove_stale,
-    scratch_files,
-    socket_place,
-)
+from lab_backup.sources.libvirt.scratch import check_space, remove_stale, scratch_files
+from lab_backup.sources.libvirt.transport import Transport, choose
 
 EXPLANATION_LOOKS, EXPLANATION_PAUSE = 10, 0.3
 """How often, and with how many seconds between, libvirt is asked why a read has failed."""
+
+ATTEMPTS = 20
+"""How often beginning is tried with another port, beside once for each objection to a bitmap."""
 
 _DISK_IN_MESSAGE = re.compile(r"for disk '?([\w-]+)'?|disk '?([\w-]+)'? ")
 
@@ -51,7 +47,7 @@ class PullUnsupportedError(HypervisorError):
 class PullBackup(VmBackup):
     """A backup by one job of libvirt's."""
 
-    _place: SocketPlace | None = None
+    _transport: Transport | None = None
 
     def begin(self) -> None:
         """Freeze, begin the job, thaw, and connect to the exports. After an error `close` must be called."""
@@ -61,23 +57,24 @@ class PullBackup(VmBackup):
     def export(self, domain: Any, guard: GuardProcess) -> None:
         """Begin the job on a running and claimed `domain`, and connect to it."""
         self._plans, self._seen = check_live(domain, self._facts, self.plan(domain), repair=True)
-        qemu = process.find(self._facts.uuid)
-        self._place = socket_place(self._owner.token, qemu)
+        transport = self._transport = choose(self._hypervisor, domain, self._owner.token, self._request.tls)
         scratch = scratch_files(self._facts.uuid, self._owner.token, self._chosen, self._request.scratch_directory)
-        directories = {path.parent for path in scratch.values()}
+        directories = {path.parent for path in scratch.values()} if self._hypervisor.is_local else set()
         remove_stale(self._facts.uuid, directories)
         check_space(directories, self._request.limits.scratch_reserve)
-        if self._place.directory is not None and qemu is not None:
-            guard.update(guard.left.replace(directories=(str(self._place.directory),)))
-            make_directory(self._place.directory, qemu)
         left = guard.left.replace(
-            job=True, checkpoint=self._checkpoint, files=(*map(str, scratch.values()), str(self._place.path))
+            job=True,
+            checkpoint=self._checkpoint,
+            files=tuple(map(str, (*scratch.values(), *transport.files))),
+            directories=tuple(map(str, transport.directories)),
         )
         guard.update(left, watched=tuple(map(str, directories)))
-        self.frozen(domain, guard, lambda: self._begin_job(domain, scratch))
+        transport.prepare()
+        self.frozen(domain, guard, lambda: self._begin_job(domain, scratch, transport))
         self._claim_again(domain)
         self.disks = [
-            self._export(disk, plan, guard.alive) for disk, plan in zip(self._chosen, self._plans, strict=True)
+            self._export(disk, plan, guard.alive, partial(transport.connect, disk.target))
+            for disk, plan in zip(self._chosen, self._plans, strict=True)
         ]
 
     def check_disks(self, domain: Any) -> None:
@@ -94,23 +91,24 @@ class PullBackup(VmBackup):
         if running is None or not running.holds(self._owner.token):
             raise LostBackupError(f"the backup job of VM {self._facts.name!r} was ended by somebody else")
 
-    def _begin_job(self, domain: Any, scratch: dict[str, Path]) -> None:
+    def _begin_job(self, domain: Any, scratch: dict[str, Path], transport: Transport) -> None:
         """Begin; where libvirt objects to a disk's bitmap, do without it, within the same freeze."""
-        for _ in range(2 * len(self._plans) + 2):
+        for _ in range(2 * len(self._plans) + ATTEMPTS):
             try:
-                domain.backupBegin(*self._job_xml(scratch), 0)
+                domain.backupBegin(*self._job_xml(scratch, transport.server), 0)
             except libvirt.libvirtError as error:
+                if "Address already in use" in error.get_error_message() and transport.another():
+                    continue
                 self._plans = self._without_trouble(error)
             else:
                 return
         raise HypervisorError(f"libvirt refuses every way to back up VM {self._facts.name!r}")
 
-    def _job_xml(self, scratch: dict[str, Path]) -> tuple[str, str | None]:
-        assert self._place is not None  # noqa: S101  `begin` chose it
+    def _job_xml(self, scratch: dict[str, Path], server: job.UnixServer | job.TlsServer) -> tuple[str, str | None]:
         backed = [job.JobDisk(plan.name, scratch[plan.name], plan.since, plan.keeps_bitmap) for plan in self._plans]
         names = {plan.name for plan in self._plans}
         others = [disk.target for disk in self._facts.disks if disk.device == "disk" and disk.target not in names]
-        xml = job.backup_xml(job.UnixServer(self._place.path), backed, others)
+        xml = job.backup_xml(server, backed, others)
         return xml, self.checkpoint_xml()
 
     def _without_trouble(self, error: Any) -> list[DiskPlan]:
@@ -143,8 +141,9 @@ class PullBackup(VmBackup):
         if owner is None or owner.token != self._owner.token:
             ownership.write(domain, self._owner)
 
-    def _export(self, disk: Disk, plan: DiskPlan, alive: Callable[[], None]) -> VmDisk:
-        connect = partial(self._connect, disk.target)
+    def _export(
+        self, disk: Disk, plan: DiskPlan, alive: Callable[[], None], connect: Callable[[str], NbdClient]
+    ) -> VmDisk:
         dirty = partial(dirty_extents, connect, dirty_bitmap(f"backup-{disk.target}"), self._explain)
         return VmDisk(
             name=disk.target,
@@ -156,9 +155,11 @@ class PullBackup(VmBackup):
             dirty=None if plan.since is None else dirty,
         )
 
-    def _connect(self, target: str, context: str) -> NbdClient:
-        assert self._place is not None  # noqa: S101  `begin` chose it
-        return NbdClient.connect(UnixAddress(self._place.path), target, contexts=[context])
+    def let_go(self) -> None:
+        """Close the connections to QEMU."""
+        super().let_go()
+        if self._transport is not None:
+            self._transport.close()
 
     def _explain(self) -> None:
         """Raise what is really the matter when a read failed; libvirt may notice it a moment later than we do."""

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from lab_backup.errors import LabBackupError
+from lab_backup.errors import LabBackupError, UsageError
 from lab_backup.nbd.tls import TlsCredentials
 from lab_backup.sources.libvirt import checkpoint
 from lab_backup.sources.libvirt.backup import VmBackup
 from lab_backup.sources.libvirt.connection import Hypervisor, shown
 from lab_backup.sources.libvirt.domain import Disk, Domain
 from lab_backup.sources.libvirt.errors import translated
-from lab_backup.sources.libvirt.firmware import read_nvram, read_tpm
+from lab_backup.sources.libvirt.firmware import read_nvram, read_remote, read_tpm
 from lab_backup.sources.libvirt.guard_process import Limits
 from lab_backup.sources.libvirt.offline import OfflineBackup, check_images, is_possible
 from lab_backup.sources.libvirt.paused import PausedBackup
@@ -160,7 +160,7 @@ class VmSource:
                 self._leave()
                 self.notes.append(f"read from below a snapshot: {error}")
                 self._begin(facts, SnapshotBackup(hypervisor, facts, disks, self._request))
-            self.configuration = self._configuration(facts, local=hypervisor.is_local)
+            self.configuration = self._configuration(facts, hypervisor)
         except BaseException:
             self.__exit__()
             raise
@@ -190,9 +190,13 @@ class VmSource:
         self._open = facts, backup
         backup.begin()
 
-    def _configuration(self, facts: Domain, *, local: bool) -> list[ConfigurationFile]:
+    def _configuration(self, facts: Domain, hypervisor: Hypervisor) -> list[ConfigurationFile]:
         files = [ConfigurationFile("domain.xml", facts.xml.encode())]
-        for found, notes in (read_nvram(facts), read_tpm(facts, self._connect)) if local else ():
+        if hypervisor.is_local:
+            results = [read_nvram(facts), read_tpm(facts, hypervisor.uri)]
+        else:
+            results = [read_remote(hypervisor, facts)]
+        for found, notes in results:
             files += found
             self.notes += notes
         return files
@@ -200,8 +204,15 @@ class VmSource:
 
 def _way(facts: Domain, disks: list[Disk], method: Method, *, local: bool) -> type[VmBackup]:
     """Return how to read `disks` of the VM, given its state and whether its images are within our reach."""
+    if method is Method.SNAPSHOT and facts.running:
+        if not local:
+            raise UsageError(
+                f"VM {facts.name!r} is not on this host, and the method `snapshot` reads its images",
+                hint="run the backup on the VM's host, or use the method `pull`",
+            )
+        return SnapshotBackup
     if facts.running:
-        return SnapshotBackup if method is Method.SNAPSHOT else PullBackup
+        return PullBackup
     return OfflineBackup if local and is_possible(disks) else PausedBackup
 
 
