@@ -25,6 +25,7 @@ Hex64 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
 # Also a file name in restores and exports: no separator, no leading dot or dash.
 Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_DISK)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 ChunkSize = Annotated[int, msgspec.Meta(ge=MIN_CHUNK_SIZE, le=MAX_CHUNK_SIZE)]
 
 
@@ -54,8 +55,8 @@ class DiskEntry(Entry, frozen=True, kw_only=True):
     checkpoint: str | None = None
     kind: Literal["full", "incremental"]
     reason: str | None = None
-    bytes_read: int = 0
-    bytes_stored: int = 0
+    bytes_read: Count = 0
+    bytes_stored: Count = 0
 
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,12 +71,12 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of all disks, bytes read from the source, bytes sent to the storage; chunks that were new or known already."""
 
-    bytes_total: int = 0
-    bytes_read: int = 0
-    bytes_stored: int = 0
-    chunks_new: int = 0
-    chunks_reused: int = 0
-    duration_seconds: float = 0.0
+    bytes_total: Count = 0
+    bytes_read: Count = 0
+    bytes_stored: Count = 0
+    chunks_new: Count = 0
+    chunks_reused: Count = 0
+    duration_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +147,7 @@ def decode(payload: bytes, backup_id: str, repository_id: str) -> Manifest:
 
 
 class _Version(msgspec.Struct):
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=1)]
 
 
 def checksum(payload: bytes) -> str:
