@@ -33,7 +33,7 @@ def list_(vm: VmArgument, connect: ConnectOption = DEFAULT_CONNECT, as_json: Jso
 def remove(
     vm: VmArgument,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[CHECKPOINT]...", help="Names from `checkpoints list`.")
+        list[str] | None, typer.Argument(metavar="CHECKPOINT", help="Names from `checkpoints list`.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All checkpoints of ours in this VM.")] = False,
     connect: ConnectOption = DEFAULT_CONNECT,

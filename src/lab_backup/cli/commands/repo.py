@@ -34,7 +34,9 @@ def init(
         str, typer.Option(metavar="SIZE", help="A power of two from 16KiB to 16MiB; can't be changed later.")
     ] = "128KiB",
     compression: Annotated[str, typer.Option(metavar="CODEC", help="zstd:LEVEL, gzip or none.")] = "zstd:3",
-    no_encryption: Annotated[bool, typer.Option("--no-encryption", help="Store everything readable to all.")] = False,
+    no_encryption: Annotated[
+        bool, typer.Option("--no-encryption", help="Ask for no passphrase: who reads the storage can read the backups.")
+    ] = False,
     passphrase_file: PassphraseFileOption = None,
     as_json: JsonOption = False,
 ) -> ExitCode:

@@ -28,7 +28,7 @@ def verify(
     repo: RepoOption,
     backups: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[BACKUP]...", help="Only these backups.  [default: all, and everything around them]"),
+        typer.Argument(metavar="BACKUP", help="Only these backups.  [default: all, and everything around them]"),
     ] = None,
     read_data: Annotated[bool, typer.Option("--read-data", help="Read every byte back and check it.")] = False,
     sample: Annotated[
