@@ -10,7 +10,8 @@ from platformdirs import user_cache_path
 
 from lab_backup.errors import AmbiguousError, NotFoundError, UsageError
 from lab_backup.repository import repository as engine
-from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, Config
+from lab_backup.repository.codec import compressor
+from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, Config, check_chunk_size
 from lab_backup.repository.keys import KeySlot, passphrase_slot
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.unlock import KEYS, read_slots
@@ -68,6 +69,9 @@ def init_repository(
     """Make a repository at `url`. Raises RepositoryExistsError, UsageError; a place that is not empty is left alone."""
     if encryption and not passphrase:
         raise UsageError("an encrypted repository needs a passphrase", hint="give one, or say --no-encryption")
+    # Before the folder is made: a mistake leaves nothing behind.
+    check_chunk_size(chunk_size)
+    compressor(compression)
     with_passphrase = passphrase if encryption else None
     storage = open_storage(url, create=True)
     try:
