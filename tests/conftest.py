@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,20 @@ from lab_backup.units import MiB
 
 GuestFactory = Callable[..., Guest]
 """`factory(name="vm", disks=None, **options)`; see the fixture `guest_factory`."""
+
+
+@pytest.fixture(autouse=True)
+def heard_signals() -> Iterator[None]:
+    """Let tests and what they start hear Ctrl-C and a lost terminal, also where the run ignores them.
+
+    A job in the background ignores SIGINT, one under `nohup` SIGHUP, and every child would inherit that.
+    """
+    ignored = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda _number, _frame: None)  # the run itself goes on; a new program starts without it
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture
