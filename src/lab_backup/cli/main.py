@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -33,7 +34,8 @@ class Program(TyperGroup):
         """Run a command line and exit."""
         arguments = list(sys.argv[1:] if args is None else args)
         extra.update(prog_name=NAME, standalone_mode=False)
-        with interruptible():
+        code = int(ExitCode.INTERRUPTED)
+        with suppress(KeyboardInterrupt), interruptible():
             code = self._run(arguments, extra)
         sys.exit(code)
 
