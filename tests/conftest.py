@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import platformdirs
 import pytest
 
@@ -17,6 +18,10 @@ from lab_backup.demo.guest import GuestImage, build_guest
 from lab_backup.demo.hypervisor import Hypervisor
 from lab_backup.demo.machine import Guest, define_guest
 from lab_backup.units import MiB
+
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("lab-backup", deadline=None)
+hypothesis.settings.load_profile("lab-backup")
 
 GuestFactory = Callable[..., Guest]
 """`factory(name="vm", disks=None, **options)`; see the fixture `guest_factory`."""

@@ -70,7 +70,7 @@ def test_new_packs_count_only_after_their_states_are_known(tmp_path: Path) -> No
         assert found_in(cache, 2) == pack_id(2), "our own packs count at once"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_against_a_model(data: st.DataObject) -> None:
     """Whatever was loaded, forgotten, condemned, removed and damaged: a blob is found in the best of its packs, or nowhere."""

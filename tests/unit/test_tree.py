@@ -16,6 +16,7 @@ from lab_backup.repository.tree import (
     TreeBuilder,
     TreeReader,
     TreeRef,
+    check_end,
     decode_node,
     encode_node,
     levels,
@@ -199,3 +200,30 @@ def test_loop() -> None:
     reader = TreeReader(tree, lambda _: top)
     with pytest.raises(DamagedError):
         reader.children(0, 0)
+
+
+@pytest.mark.parametrize("chunks", [1, 63, 65, FAN_OUT**2 - 1, FAN_OUT**2 + 1])
+def test_children_beyond_the_end(chunks: int) -> None:
+    """A node may list the last chunk of its disk, and none behind it, on any level."""
+    tree = TreeRef(chunks * CHUNK - 1, CHUNK, None)
+    for level in range(tree.levels):
+        span = FAN_OUT**level
+        first = (chunks - 1) // (FAN_OUT * span) * FAN_OUT * span
+        last = (chunks - 1 - first) // span
+        good: list[Child] = [chunk(at) for at in range(last + 1)]
+        check_end(tree, level, first, good + [None] * (FAN_OUT - len(good)))
+        if last + 1 < FAN_OUT:
+            with pytest.raises(DamagedError):
+                check_end(tree, level, first, [*good, chunk(-1)])
+        with pytest.raises(DamagedError):
+            check_end(tree, level, first + FAN_OUT * span, [chunk(0)])
+
+
+def test_inner_node_longer_than_its_disk() -> None:
+    """The walk over the leaves refuses a root that lists leaves behind the end."""
+    nodes = Nodes()
+    leaf = nodes.store(encode_node(0, [chunk(0)]))
+    root = nodes.store(encode_node(1, [leaf] * 3))
+    with pytest.raises(DamagedError):
+        list(nodes.reader(TreeRef(2 * FAN_OUT * CHUNK, CHUNK, root)).leaves())
+    assert len(list(nodes.reader(TreeRef(3 * FAN_OUT * CHUNK, CHUNK, root)).leaves())) == 3

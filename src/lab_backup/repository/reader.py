@@ -19,7 +19,7 @@ from lab_backup.repository.manifest import Entry as ManifestEntry
 from lab_backup.repository.pack import ENTRY, Entry, PackInfo, PackKind
 from lab_backup.repository.pack_table import read_table
 from lab_backup.repository.repository import Repository
-from lab_backup.repository.tree import FAN_OUT, MAX_NODE, TreeReader, TreeRef, decode_node
+from lab_backup.repository.tree import FAN_OUT, MAX_NODE, TreeReader, TreeRef, check_end, decode_node
 from lab_backup.storage.base import ObjectNotFoundError
 from lab_backup.units import KiB, MiB
 
@@ -199,13 +199,12 @@ class Reader:
     def _slice_chunks(self, tree: TreeRef, part: "_Slice") -> list[tuple[int, int, bytes]]:
         chunks = []
         children = self._leaf(part.identity)
+        check_end(tree, 0, part.leaf * FAN_OUT, children)
         for slot in range(part.first, part.stop):
             child = children[slot]
             if child is None:
                 continue
             offset = (part.leaf * FAN_OUT + slot) * tree.chunk_size
-            if offset >= tree.size:
-                raise DamagedError("a chunk list is longer than its disk", hint="the backup was forged or damaged")
             chunks.append((offset, min(tree.chunk_size, tree.size - offset), child))
         return chunks
 

@@ -6,7 +6,7 @@ writes the nodes on the way from each changed chunk to the root, and no more. By
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -75,6 +75,13 @@ def decode_node(data: bytes, level: int) -> list[Child]:
     return children
 
 
+def check_end(tree: TreeRef, level: int, first: int, children: Sequence[Child]) -> None:
+    """Raise DamagedError where a node that begins at chunk `first` has children beyond the end of the disk."""
+    within = -(-(tree.chunks - first) // FAN_OUT**level)
+    if any(child is not None for child in children[max(0, within) :]):
+        raise DamagedError("a chunk list is longer than its disk", hint="the backup was forged or damaged")
+
+
 def node_id(key: bytes, data: bytes) -> bytes:
     """Return the id of a node: BLAKE3 keyed with the repository's node key."""
     return blake3(data, key=key).digest()
@@ -121,7 +128,9 @@ class TreeReader:
                 yield first, identity
             return
         span = FAN_OUT ** (level - 1)  # leaves below each child
-        for slot, child in enumerate(self._node(identity, level)):
+        children = self._node(identity, level)
+        check_end(self.tree, level, first * FAN_OUT, children)
+        for slot, child in enumerate(children):
             begin = first + slot * span
             if child is not None and begin < stop and begin + span > start:
                 yield from self._walk(child, level - 1, begin, start, stop)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from lab_backup.repository.cache import Location
 from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.reader import Reader
-from lab_backup.repository.tree import FAN_OUT, TreeRef, decode_node
+from lab_backup.repository.tree import FAN_OUT, TreeRef, check_end, decode_node
 
 
 class Walk:
@@ -61,8 +61,7 @@ class Walk:
         yield identity, level, offset
         try:
             children = decode_node(self._reader.node(identity), level)
-            if offset >= tree.size:
-                raise DamagedError("a chunk list is longer than its disk", hint="the backup was forged or damaged")
+            check_end(tree, level, first, children)
         except DamagedError as error:
             if on_damage is None:
                 raise
