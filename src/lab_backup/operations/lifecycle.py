@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 from lab_backup.errors import UsageError
 from lab_backup.operations.catalogue import BackupSummary, summary
-from lab_backup.repository.backups import Backups
-from lab_backup.repository.errors import BackupNotFoundError, ProtectedError
-from lab_backup.repository.marks import MarkKind
+from lab_backup.repository.backups import Backup, Backups
+from lab_backup.repository.collect import UNDO_MARGIN
+from lab_backup.repository.errors import ProtectedError
+from lab_backup.repository.marks import MarkKind, fold
 from lab_backup.repository.repository import Repository
 
 
@@ -21,12 +22,9 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _mark(repository: Repository, spec: str, kind: MarkKind, *, value: bool) -> BackupSummary:
-    backups = Backups(repository)
-    backup = backups.find(spec)
+def _record(backups: Backups, backup_id: str, kind: MarkKind, *, value: bool) -> datetime:
     time = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    backups.mark(backup.id, kind, value, time=time, by=who())
-    return summary(backups.find(backup.id))
+    return backups.mark(backup_id, kind, value, time=time, by=who())
 
 
 def delete(repository: Repository, spec: str, *, now: bool = False) -> BackupSummary:
@@ -37,47 +35,67 @@ def delete(repository: Repository, spec: str, *, now: bool = False) -> BackupSum
     """
     backups = Backups(repository)
     backup = backups.find(spec)
+    _refuse_protected(backup)
+    if backup.state.deleted is None:
+        _record(backups, backup.id, "deleted", value=True)
+    if now:
+        # Somebody may protect it at this very moment. He looks after his mark as we do after ours, so at least one of us sees the other's.
+        marked = backup._replace(state=fold(backups.marks(backup.id)))
+        try:
+            _refuse_protected(marked)
+        except ProtectedError:
+            _record(backups, backup.id, "deleted", value=False)
+            raise
+        backups.remove(backup.id)
+        return summary(marked)
+    return summary(backups.find(backup.id))
+
+
+def _refuse_protected(backup: Backup) -> None:
     if backup.state.protected or backup.state.archived:
         word = "protected" if backup.state.protected else "archived"
         raise ProtectedError(
             f"backup {backup.id[:12]} of {backup.manifest.source.name} is {word}",
             hint="take that back first: lab-backup unprotect",
         )
-    if now:
-        backups.remove(backup.id)
-        return summary(backup)
-    if backup.state.deleted is not None:
-        return summary(backup)
-    return _mark(repository, backup.id, "deleted", value=True)
 
 
 def undelete(repository: Repository, spec: str) -> BackupSummary:
     """Take a deletion back. Raises UsageError where the backup is not deleted or its grace period is over."""
     backups = Backups(repository)
     backup = backups.find(spec)
-    if backup.state.deleted is None:
+    deleted = backup.state.deleted
+    if deleted is None:
         raise UsageError(f"backup {backup.id[:12]} is not deleted")
-    if repository.clock() - backup.state.deleted >= repository.grace:
-        raise UsageError(
-            f"the grace period of backup {backup.id[:12]} is over: it may be removed at any moment",
-            hint="restore what you need now",
-        )
-    restored = _mark(repository, backup.id, "deleted", value=False)
-    if not backups.exists(backup.id):
-        raise BackupNotFoundError(f"backup {backup.id[:12]} was removed at this very moment")
-    return restored
+    too_late = UsageError(
+        f"the grace period of backup {backup.id[:12]} is over: it may be removed at any moment",
+        hint="restore what you need now",
+    )
+    if repository.clock() - deleted >= repository.grace:
+        raise too_late
+    # A collection that reads the marks from then on sees ours; one that has read them waits UNDO_MARGIN longer than we do.
+    if _record(backups, backup.id, "deleted", value=False) - deleted >= repository.grace + UNDO_MARGIN / 2:
+        raise too_late
+    return summary(backups.find(backup.id))
 
 
 def protect(repository: Repository, spec: str) -> BackupSummary:
     """Keep a backup from deletion until `unprotect`. Raises UsageError where it is marked as deleted."""
-    backup = Backups(repository).find(spec)
+    backups = Backups(repository)
+    backup = backups.find(spec)
+    if backup.state.deleted is None:
+        _record(backups, backup.id, "protected", value=True)
+        backup = backups.find(backup.id)
     if backup.state.deleted is not None:
         raise UsageError(
             f"backup {backup.id[:12]} is marked as deleted", hint="take that back first: lab-backup undelete"
         )
-    return _mark(repository, backup.id, "protected", value=True)
+    return summary(backup)
 
 
 def unprotect(repository: Repository, spec: str) -> BackupSummary:
     """Allow deletion again."""
-    return _mark(repository, spec, "protected", value=False)
+    backups = Backups(repository)
+    backup = backups.find(spec)
+    _record(backups, backup.id, "protected", value=False)
+    return summary(backups.find(backup.id))

@@ -1,6 +1,7 @@
 """The backups in a repository: listing, finding, marking, removing manifests."""
 
 import re
+from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
@@ -151,15 +152,23 @@ class Backups:
             )
         return fitting[-1]
 
-    def mark(self, backup_id: str, kind: MarkKind, value: MarkValue, *, time: str, by: str = "") -> None:
-        """Record a statement about a backup, durably; it overrules earlier ones of its kind, which then go."""
+    def mark(self, backup_id: str, kind: MarkKind, value: MarkValue, *, time: str, by: str = "") -> datetime:
+        """Record a statement about a backup, durably; it overrules earlier ones of its kind, which then go.
+
+        Returns when that was, by the storage's clock.
+        """
         existing = self.marks(backup_id)
         path = marks.new_path(backup_id, existing)
         payload = msgspec.json.encode(Mark(backup=backup_id, kind=kind, value=value, time=time, by=by))
         self._repository.storage_full_safe(lambda: self._repository.put_object(Kind.MARK, path, payload))
+        try:
+            made = self._repository.storage.stat(path).modified
+        except ObjectNotFoundError:  # overruled already
+            made = self._repository.clock()
         for stored in existing:
             if stored.mark.kind == kind:
                 self._repository.storage.delete(stored.path)
+        return made
 
     def remove(self, backup_id: str) -> None:
         """Delete the manifest, then its marks. What it refers to is garbage from then on."""

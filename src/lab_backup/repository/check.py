@@ -5,15 +5,12 @@ reads some of the chunks as well, *full* all of them. What is found is recorded 
 """
 
 import itertools
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
-
-import msgspec
 
 from lab_backup.repository import config as config_object
 from lab_backup.repository import index
@@ -28,7 +25,7 @@ from lab_backup.repository.manifest import Entry as ManifestEntry
 from lab_backup.repository.marks import Verification
 from lab_backup.repository.pack import Entry, PackInfo, PackKind
 from lab_backup.repository.reader import Reader, ranges
-from lab_backup.repository.repository import CONDEMNED, DAMAGED, INDEX, REMOVED, DamageList, Repository
+from lab_backup.repository.repository import CONDEMNED, DAMAGED, INDEX, REMOVED, Repository
 from lab_backup.repository.unlock import KEYS
 from lab_backup.repository.untrusted_json import parse
 from lab_backup.repository.walk import Walk
@@ -103,6 +100,8 @@ class Checker:
             walk = Walk(self._reader, seen=seen.add)
             for batch in _batches(self._locations(walk, chosen), BATCH):
                 self._read(batch, share, day)
+        if self._bad_blobs:
+            chosen = self._look_again(chosen)
         if share >= 1:
             self._check_tables()
         self._explain(chosen)
@@ -134,7 +133,9 @@ class Checker:
         for info in repository.storage.list(KEYS):
             try:
                 intact = parse(repository.storage.read(info.path), KeySlot, info.path).intact
-            except (DamagedError, ObjectNotFoundError):
+            except ObjectNotFoundError:  # removed since
+                continue
+            except DamagedError:
                 intact = False
             if not intact:
                 self._report.damage.append(
@@ -171,10 +172,7 @@ class Checker:
                         if level is None:
                             yield place
                     else:
-                        info = self._repository.cache.pack(place.pack)
-                        gone = info.path not in self._sizes
-                        words = "is gone" if gone else "does not have the size that it was written with"
-                        self._bad_blobs[identity] = (f"pack {info.id.hex()} {words}", gone, place.pack)
+                        self._bad_blobs[identity] = self._of_pack(place)
 
     def _pack_is_whole(self, place: Location) -> bool:
         info = self._repository.cache.pack(place.pack)
@@ -215,11 +213,36 @@ class Checker:
         bad: dict[bytes, tuple[str, bool, int | None]] = {}
         for place in places:
             try:
-                for _ in self._reader.read_blobs([place], PackKind.DATA):
+                for _ in self._reader.read_blobs([place], self._repository.cache.pack(place.pack).kind):
                     pass
             except DamagedError as error:
                 bad[place.entry.id] = (str(error), False, place.pack)
         return bad
+
+    def _look_again(self, backups: list[Backup]) -> list[Backup]:
+        """Forget what only looked like damage because a collection moved or removed it meanwhile; return the backups that are still there."""
+        there = [backup for backup in backups if self._backups.exists(backup.id)]
+        suspects, self._bad_blobs, self._bad_packs = self._bad_blobs, {}, set()
+        self._repository.reload()
+        cache = self._repository.cache
+        self._sizes = {info.path: info.size for info in self._repository.storage.list("packs")}
+        for identity, (words, missing, number) in suspects.items():
+            place = cache.locate(identity)
+            if place is None:
+                self._bad_blobs[identity] = (words, True, None)
+            elif not self._pack_is_whole(place):
+                self._bad_blobs[identity] = self._of_pack(place)
+            elif place.pack != number or missing:
+                self._bad_blobs.update(self._one_by_one([place]))
+            else:
+                self._bad_blobs[identity] = (words, missing, number)
+        return there
+
+    def _of_pack(self, place: Location) -> tuple[str, bool, int]:
+        info = self._repository.cache.pack(place.pack)
+        gone = info.path not in self._sizes
+        words = "is gone" if gone else "does not have the size that it was written with"
+        return f"pack {info.id.hex()} {words}", gone, place.pack
 
     def _check_tables(self) -> None:
         """Read header and table of contents of every pack: what a lost index would be rebuilt from."""
@@ -243,6 +266,8 @@ class Checker:
                 for entry in (*backup.manifest.disks, *backup.manifest.files):
                     for identity, offset in self._touches(entry):
                         touched[identity].append(f"{backup.id}/{entry.name}@{offset}")
+        # What no backup touches any more belonged to one that was deleted meanwhile.
+        self._bad_blobs = {identity: bad for identity, bad in self._bad_blobs.items() if touched[identity]}
         for identity, (words, missing, number) in self._bad_blobs.items():
             pack = None if number is None else self._repository.cache.pack(number).id.hex()
             self._report.damage.append(
@@ -257,22 +282,17 @@ class Checker:
 
     def record(self, backups: list[Backup], *, share: float, by: str) -> None:
         """Write into the repository what was found: damaged blobs, so that writers store them again, and each backup's state."""
-        packs, blobs = set(), []
+        packs, blobs = set(), set()
         for identity, (_, _, number) in self._bad_blobs.items():
             if number is None:
                 continue
             info: PackInfo = self._repository.cache.pack(number)
             if info.path in self._sizes:
-                blobs.append((info.id.hex(), identity.hex()))
+                blobs.add((info.id.hex(), identity.hex()))
             else:
                 packs.add(info.id.hex())
         if packs or blobs:
-            known = self._repository.damage()
-            fresh = DamageList(packs=sorted(packs - set(known.packs)), blobs=sorted(set(blobs) - set(known.blobs)))
-            if fresh.packs or fresh.blobs:
-                self._repository.put_object(
-                    Kind.DAMAGED, f"{DAMAGED}/{secrets.token_hex(16)}", msgspec.json.encode(fresh)
-                )
+            self._repository.record_damage(packs=packs, blobs=blobs)
         bad = {touch.split("/")[0] for damage in self._report.damage for touch in damage.touches}
         time = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         for backup in backups:

@@ -6,8 +6,7 @@ Why no race loses data is in `docs/format/concurrency.md`, step by step.
 """
 
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +39,7 @@ from lab_backup.repository.session import LOOK_AGAIN
 from lab_backup.repository.untrusted_json import parse
 from lab_backup.repository.walk import Walk
 from lab_backup.storage.base import NoSpaceError, ObjectInfo, ObjectNotFoundError
+from lab_backup.units import MiB
 
 # A grace period must outlast what a writer may not have noticed (LOOK_AGAIN, twice), lists that lag and skewed clocks.
 MIN_GRACE = timedelta(seconds=6 * LOOK_AGAIN)
@@ -50,9 +50,19 @@ STALE_LEASE = timedelta(days=1)
 REPACK_BELOW = 0.5  # a pack less than half of which is needed is worth copying
 MERGE_ENTRIES = 100_000  # blobs in one index object: 4.5 MiB
 MANY_INDEXES = 64  # small index objects are merged from so many on
+SMALL_INDEX = 1 * MiB
 MAX_REWRITE = timedelta(hours=1)  # a rewritten index older than this when it is ready is thrown away
+SETTLED = timedelta(hours=1)  # no list lags so far behind: what is that old is seen by everybody
+# How long a list of removed packs stays at least, should somebody sleep who is about to publish an index that names them.
+KEEP_REMOVED = timedelta(days=7)
 
 GOOD, POOR, BAD = 0, 1, 2  # how much a place can be relied on: sound, condemned, damaged
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """What matters of a lease: when the backup began, by the storage's clock, if it says so."""
+
+    began: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -76,12 +86,15 @@ class _Survey:
     """What the mark phase found. Packs by id."""
 
     live: dict[bytes, int] = field(default_factory=dict)  # bytes in use
-    tables: dict[bytes, tuple[str, int]] = field(default_factory=dict)  # index object that names it, size
+    tables: dict[bytes, int] = field(
+        default_factory=dict
+    )  # packs that index objects name, and the bytes of all their blobs
     stored: dict[bytes, ObjectInfo] = field(default_factory=dict)
     gone: set[bytes] = field(default_factory=set)  # packs that an index object names, but that are not there
     orphans: list[IndexedPack] = field(default_factory=list)  # packs no index object names, but backups need
     missing: int = 0
     unreadable: set[bytes] = field(default_factory=set)  # packs that might hold what is missing
+    removed: set[bytes] = field(default_factory=set)  # packs that a list takes out of everybody's index
 
 
 class Collector:
@@ -124,6 +137,7 @@ class Collector:
         """
         self._now = self._repository.clock()
         self._check_leases()
+        running_since = self._running_since()  # before the manifests: who has no lease any more has published
         self._step("reading the index")
         self._repository.synchronise()
         doomed = self._expired_backups()
@@ -133,8 +147,9 @@ class Collector:
                 self._remove_backup(backup.id)
             self._remove_orphaned_marks()
         self._step("finding what is in use")
-        survey = self._mark(ignore={backup.id for backup in doomed} if dry_run else set())
-        self._decide(survey, dry_run=dry_run)
+        with LiveSet(self._directory) as live:
+            survey = self._mark(live, ignore={backup.id for backup in doomed} if dry_run else set())
+            self._decide(survey, live, running_since, dry_run=dry_run)
         if not dry_run:
             self._repository.restore_reserve()
             self._clean()
@@ -155,9 +170,22 @@ class Collector:
                     hint="wait for it to end, or collect without --exclusive",
                 )
 
+    def _running_since(self) -> datetime | None:
+        """Return when the oldest backup that is running began, None if there is none."""
+        began = []
+        for info in self._repository.storage.list(LEASES):
+            if "clock-" not in info.path and self._age(info) < LIVE_LEASE:
+                try:
+                    lease = parse(self._repository.get_object(Kind.LEASE, info.path), Lease, info.path)
+                except (ObjectNotFoundError, DamagedError):
+                    continue
+                began.append(lease.began or info.modified)
+        return min(began, default=None)
+
     def _clean(self) -> None:
         storage = self._repository.storage
-        storage.clean_temporary(max(self._grace, STALE_LEASE).total_seconds())
+        leftover = self._grace if self._exclusive else max(self._grace, STALE_LEASE)
+        storage.clean_temporary(leftover.total_seconds())
         for info in list(storage.list(LEASES)):
             if self._age(info) > STALE_LEASE:
                 storage.delete(info.path)
@@ -166,14 +194,21 @@ class Collector:
     # --- backups ---
 
     def _expired_backups(self) -> list[Backup]:
-        margin = timedelta(0) if self._exclusive else UNDO_MARGIN
-        return [backup for backup in self._backups.all() if self._is_expired(backup, margin)]
+        # A shorter grace period frees packs sooner; a deletion can be taken back for as long as the repository promises.
+        wait = self._grace if self._exclusive else max(self._grace, self._repository.grace) + UNDO_MARGIN
+        expired = [backup for backup in self._backups.all() if self._is_expired(backup, wait)]
+        # A mark that cannot be read may be the one that protects.
+        unclear = {path.split("/")[1] for path in self._backups.damaged if path.startswith(f"{marks.PREFIX}/")}
+        kept = [backup.id for backup in expired if backup.id in unclear]
+        if kept:
+            self.result.notes.append(f"{len(kept)} deleted backups with damaged marks were kept: {', '.join(kept)}")
+        return [backup for backup in expired if backup.id not in unclear]
 
-    def _is_expired(self, backup: Backup, margin: timedelta) -> bool:
+    def _is_expired(self, backup: Backup, wait: timedelta) -> bool:
         state = backup.state
         if state.deleted is None or state.protected or state.archived:
             return False
-        return self._now - state.deleted >= self._grace + margin
+        return self._now - state.deleted >= wait
 
     def _remove_backup(self, backup_id: str) -> None:
         state = marks.fold(self._backups.marks(backup_id))
@@ -190,7 +225,7 @@ class Collector:
 
     # --- mark ---
 
-    def _mark(self, *, ignore: set[str]) -> _Survey:
+    def _mark(self, live: LiveSet, *, ignore: set[str]) -> _Survey:
         """Find what every backup refers to, and for each blob the one place that is to stay."""
         repository, survey = self._repository, _Survey()
         # The packs before the manifests: a pack that is written after this listing is not looked at.
@@ -205,14 +240,13 @@ class Collector:
                     f"{path} cannot be read, so nobody can tell what it needs; nothing was removed ({error})",
                     hint="bring the object back from a copy, or give the backup up: lab-backup delete --now",
                 )
-        with LiveSet(self._directory) as live:
-            walk = Walk(self._reader, seen=live.add)
-            for backup in backups:
-                if backup.id not in ignore:
-                    for entry in (*backup.manifest.disks, *backup.manifest.files):
-                        for _ in walk.survey(entry.tree, on_damage=self._unreadable):
-                            pass
-            self._place(live, survey)
+        walk = Walk(self._reader, seen=live.add)
+        for backup in backups:
+            if backup.id not in ignore:
+                for entry in (*backup.manifest.disks, *backup.manifest.files):
+                    for _ in walk.survey(entry.tree, on_damage=self._unreadable):
+                        pass
+        self._place(live, survey)
         return survey
 
     def _unreadable(self, blob_id: bytes, _level: int, _offset: int, error: DamagedError) -> None:
@@ -223,7 +257,7 @@ class Collector:
 
     def _place(self, live: LiveSet, survey: _Survey) -> None:
         condemned = self._repository.pack_list(Kind.CONDEMNED, CONDEMNED)
-        removed = self._repository.pack_list(Kind.REMOVED, REMOVED)
+        removed = survey.removed = self._repository.pack_list(Kind.REMOVED, REMOVED)
         damage = self._repository.damage()
         bad = {(bytes.fromhex(pack), bytes.fromhex(blob)) for pack, blob in damage.blobs}
 
@@ -255,7 +289,7 @@ class Collector:
         for info in self._repository.storage.list(INDEX):
             for pack in self._read_index(info.path):
                 if pack.info.id not in removed:
-                    survey.tables[pack.info.id] = (info.path, pack.info.size)
+                    survey.tables[pack.info.id] = sum(stored for _, _, stored, _, _ in ENTRY.iter_unpack(pack.table))
                     # A pack is stored before it is indexed, so one that is not there now is gone, not late.
                     if pack.info.id not in survey.stored and not self._is_stored(pack.info.id):
                         survey.gone.add(pack.info.id)
@@ -280,36 +314,33 @@ class Collector:
 
     # --- sweep ---
 
-    def _decide(self, survey: _Survey, *, dry_run: bool) -> None:
+    def _decide(self, survey: _Survey, live: LiveSet, running_since: datetime | None, *, dry_run: bool) -> None:
         result, storage = self.result, self._repository.storage
         result.missing_chunks = survey.missing
         result.bytes_live = sum(survey.live.values())
         if survey.missing:
             result.notes.append(f"{survey.missing} chunks that backups need are missing: run lab-backup verify")
-        removable: set[bytes] = set()
-        spared: set[bytes] = set()
-        finished = []
-        condemned: set[bytes] = set()
-        for info in list(storage.list(CONDEMNED)):
-            packs = self._list(Kind.CONDEMNED, info.path)
+        lists = {info: self._list(Kind.CONDEMNED, info.path) for info in list(storage.list(CONDEMNED))}
+        ripe: set[bytes] = set()
+        for info, packs in lists.items():
             if self._exclusive or self._age(info) >= self._grace:
-                finished.append(info.path)
-                removable |= {pack for pack in packs if pack not in survey.live}
-                spared |= {pack for pack in packs if pack in survey.live}
-            else:
-                condemned |= packs
+                ripe |= packs
+        condemned = {pack for packs in lists.values() for pack in packs}
+        spared = ripe & survey.live.keys()
+        removable = ripe - spared - survey.removed
         unused = {
             pack_id
             for pack_id, info in survey.stored.items()
             if pack_id not in survey.live
-            and pack_id not in condemned | removable | survey.unreadable
+            and pack_id not in condemned | survey.removed | survey.unreadable
             and (self._exclusive or self._age(info) >= self._grace)
+            and (running_since is None or info.modified < running_since - SETTLED)
         }
         # An index entry without a pack helps nobody; without this it could mislead a writer.
         removable |= {pack for pack in survey.gone if pack not in survey.live and pack not in condemned}
         if self._exclusive:
             removable, unused = removable | unused, set()
-        sparse = self._sparse(survey, condemned | removable | spared)
+        sparse = self._sparse(survey, condemned | removable)
         result.packs_spared = len(spared)
         result.packs_removed, result.bytes_removed = len(removable), _size(removable, survey)
         result.packs_condemned, result.bytes_condemned = (
@@ -324,13 +355,25 @@ class Collector:
             storage.delete(path)
         self._step("removing")
         self._remove(removable)
-        for path in finished:
-            storage.delete(path)
+        self._delete_packs(survey.removed & survey.stored.keys())  # what a killed collector left
         self._condemn(unused)
         self._step("repacking")
-        self._repack(sparse)
+        self._repack(sparse, spared, live)
         self._step("tidying the index")
-        self._rewrite_index()
+        self._rewrite_index(survey)
+        self._drop_condemned(lists, survey)
+
+    def _drop_condemned(self, lists: dict[ObjectInfo, set[bytes]], survey: _Survey) -> None:
+        """Delete the lists all of whose packs were removed, once everybody sees that: what is condemned is never usable again."""
+        gone = set(survey.removed)
+        for info in self._repository.storage.list(REMOVED):
+            if not self._exclusive and self._age(info) < SETTLED:
+                gone -= self._list(Kind.REMOVED, info.path)
+            elif self._exclusive:
+                gone |= self._list(Kind.REMOVED, info.path)
+        for info, packs in lists.items():
+            if all(pack in gone or (pack not in survey.stored and pack not in survey.tables) for pack in packs):
+                self._repository.storage.delete(info.path)
 
     def _list(self, kind: Kind, path: str) -> set[bytes]:
         try:
@@ -347,12 +390,12 @@ class Collector:
             if pack_id in survey.stored
             and pack_id in survey.tables
             and pack_id not in leave
-            and used < REPACK_BELOW * survey.stored[pack_id].size
+            and used < REPACK_BELOW * survey.tables[pack_id]  # not of its size: header and table always count
             and (self._exclusive or self._age(survey.stored[pack_id]) >= self._grace)
         }
 
     def _publish(self, kind: Kind, prefix: str, packs: set[bytes]) -> None:
-        payload = msgspec.json.encode(PackList(packs=sorted(pack.hex() for pack in packs)))
+        payload = msgspec.json.encode(PackList(packs=sorted(pack.hex() for pack in packs), surveyed=self._now))
         path = f"{prefix}/{secrets.token_hex(16)}"
         self._repository.storage_full_safe(lambda: self._repository.put_object(kind, path, payload))
 
@@ -360,48 +403,55 @@ class Collector:
         """Take packs out of everybody's index, then delete them. In this order: an index entry must never lead nowhere."""
         if packs:
             self._publish(Kind.REMOVED, REMOVED, packs)
-            for pack_id in sorted(packs):
-                self._repository.storage.delete(pack_path(pack_id))
+            self._delete_packs(packs)
+
+    def _delete_packs(self, packs: set[bytes]) -> None:
+        for pack_id in sorted(packs):
+            self._repository.storage.delete(pack_path(pack_id))
 
     def _condemn(self, packs: set[bytes]) -> None:
         if packs:
             self._publish(Kind.CONDEMNED, CONDEMNED, packs)
 
-    def _repack(self, sparse: set[bytes]) -> None:
-        """Copy what is needed out of sparse packs; then condemn them, or with `exclusive` remove them."""
-        if not sparse:
-            return
-        repository = self._repository
-        repository.synchronise()
-        try:
-            with Packer(repository) as packer:
-                for pack_id in sorted(sparse):
-                    number = repository.cache.pack_number(pack_id)
-                    if number is not None:
-                        self._copy(number, packer)
-                packer.flush()
-        except NoSpaceError:
-            self.result.notes.append("there was no room to repack; run gc again when there is")
-            self.result.packs_condemned -= len(sparse)
-            self.result.packs_repacked = 0
-            return
-        except DamagedError as error:
-            self.result.notes.append(f"sparse packs were left as they are: {error}")
-            self.result.packs_repacked = 0
-            return
-        if self._exclusive:
-            self._remove(sparse)
-        else:
-            self._condemn(sparse)
+    def _repack(self, sparse: set[bytes], spared: set[bytes], live: LiveSet) -> None:
+        """Copy what is needed out of sparse packs, and out of those that were condemned before a backup turned out to need them.
 
-    def _copy(self, number: int, packer: Packer) -> None:
-        """Store again every blob that the index finds in this pack and nowhere better."""
-        repository = self._repository
-        info = repository.cache.pack(number)
+        Then condemn them (the spared ones are), or with `exclusive` remove them.
+        """
+        copied: set[bytes] = set()
+        if sparse or spared:
+            self._repository.synchronise()
+            try:
+                with Packer(self._repository) as packer:
+                    for pack_id in sorted(sparse | spared):
+                        try:
+                            self._copy(pack_id, live, packer)
+                            copied.add(pack_id)
+                        except (DamagedError, ObjectNotFoundError) as error:
+                            self.result.notes.append(f"pack {pack_id.hex()} was left as it is: {error}")
+                    packer.flush()
+            except NoSpaceError:
+                self.result.notes.append("there was no room to repack; run gc again when there is")
+                copied = set()
+        left = len(sparse - copied)
+        self.result.packs_condemned -= left
+        self.result.packs_repacked -= left
+        if self._exclusive:
+            self._remove(copied)
+        else:
+            self._condemn(copied - spared)
+
+    def _copy(self, pack_id: bytes, live: LiveSet, packer: Packer) -> None:
+        """Store again every blob that is in use and has its place in this pack."""
+        cache = self._repository.cache
+        number = cache.pack_number(pack_id)
+        if number is None:
+            raise DamagedError("the index does not name it any more")
+        info = cache.pack(number)
         here = []
         for entry in self._reader.pack_table(info):
-            place = repository.cache.locate(entry.id)
-            if place is not None and place.pack == number:
+            place = live.place(entry.id)
+            if place is not None and place.pack == pack_id:
                 here.append(Location(number, entry))
         for entry, data in self._reader.read_blobs(here, info.kind):
             if packer.claim(entry.id):
@@ -409,55 +459,100 @@ class Collector:
 
     # --- the index ---
 
-    def _publish_index(self, packs: list[IndexedPack]) -> None:
+    def _publish_index(self, packs: Iterable[IndexedPack]) -> list[str]:
+        """Store index objects that name these packs; return their paths."""
+        paths: list[str] = []
         batch: list[IndexedPack] = []
         entries = 0
         for pack in packs:
             batch.append(pack)
             entries += len(pack.table) // ENTRY.size
             if entries >= MERGE_ENTRIES:
-                self._put_index(batch)
+                paths.append(self._put_index(batch))
                 batch, entries = [], 0
-        self._put_index(batch)
+        if batch:
+            paths.append(self._put_index(batch))
+        return paths
 
-    def _put_index(self, packs: list[IndexedPack]) -> None:
-        if packs:
-            path, payload = f"{INDEX}/{secrets.token_hex(16)}", index.encode(packs)
-            self._repository.storage_full_safe(lambda: self._repository.put_object(Kind.INDEX, path, payload))
+    def _put_index(self, packs: list[IndexedPack]) -> str:
+        path, payload = f"{INDEX}/{secrets.token_hex(16)}", index.encode(packs)
+        self._repository.storage_full_safe(lambda: self._repository.put_object(Kind.INDEX, path, payload))
+        return path
 
-    def _rewrite_index(self) -> None:
-        """Write index objects anew that name removed packs, or are many and small; then drop lists that nobody needs any more."""
+    def _rewrite_index(self, survey: _Survey) -> None:
+        """Write anew what index objects say that name removed packs, or are many and small; then drop what nobody needs any more.
+
+        An object goes only when newer ones name all its packs, and were there long enough for everybody to see them. So there is
+        never a moment in which a pack is named by none, and of two collectors that see different things none undoes the other's work.
+        """
         repository, storage = self._repository, self._repository.storage
-        began = time.monotonic()
         removed = repository.pack_list(Kind.REMOVED, REMOVED)
-        infos = list(storage.list(INDEX))
-        contents = {info.path: self._read_index(info.path) for info in infos}
-        stale = {path for path, packs in contents.items() if any(pack.info.id in removed for pack in packs)}
-        small = {info.path for info in infos if info.size < 1024 * 1024 and contents[info.path]}
-        if len(small) > MANY_INDEXES:
-            stale |= small
-        kept = {pack.info.id: pack for path in stale for pack in contents[path] if pack.info.id not in removed}
-        if stale:
-            self._publish_index(list(kept.values()))
-            if time.monotonic() - began > MAX_REWRITE.total_seconds():
-                return
-            for path in stale:
-                storage.delete(path)
-        named = {pack.info.id for path, packs in contents.items() if path not in stale for pack in packs}
-        for info in list(storage.list(REMOVED)):
-            if (self._exclusive or self._age(info) >= self._grace) and not self._list(Kind.REMOVED, info.path) & named:
-                storage.delete(info.path)
-        self._forget_damage(removed)
+        objects = {
+            info: {pack.info.id for pack in self._read_index(info.path)}
+            for info in sorted(storage.list(INDEX), key=lambda info: (info.modified, info.path), reverse=True)
+        }
+        newer: set[bytes] = set()  # named by an object that is newer than the one at hand
+        settled: set[bytes] = set()  # and seen by everybody
+        needed: dict[ObjectInfo, set[bytes]] = {}
+        superseded = []
+        for info, packs in objects.items():
+            wanted = packs - removed
+            if not wanted <= newer:
+                needed[info] = packs
+            elif wanted <= settled or self._exclusive:
+                superseded.append(info)
+            newer |= wanted
+            if self._age(info) >= SETTLED:
+                settled |= wanted
+        small = [info for info in needed if info.size < SMALL_INDEX]
+        many = set(small) if len(small) > MANY_INDEXES else set()
+        stale = [info for info, packs in needed.items() if info in many or packs & removed]
+        fresh = self._merge(stale, {pack for info in stale for pack in needed[info]} - removed)
+        for info in (*superseded, *(stale if self._exclusive and fresh is not None else ())):
+            storage.delete(info.path)
+            del objects[info]
+        named = set().union(*objects.values())
+        self._drop_removed(named)
+        self._forget_damage(named | survey.stored.keys())
 
-    def _forget_damage(self, removed: set[bytes]) -> None:
+    def _merge(self, stale: list[ObjectInfo], packs: set[bytes]) -> list[str] | None:
+        """Store index objects that name `packs`, which the `stale` ones name; return their paths, None where it took too long."""
+        if not stale:
+            return []
+        began = self._repository.clock()
+
+        def wanted() -> Iterator[IndexedPack]:
+            for info in stale:
+                for pack in self._read_index(info.path):
+                    if pack.info.id in packs:
+                        packs.remove(pack.info.id)
+                        yield pack
+
+        fresh = self._publish_index(wanted())
+        storage = self._repository.storage
+        if any(storage.stat(path).modified - began > MAX_REWRITE for path in fresh):
+            # Others may have removed some of these packs meanwhile, and even the list that says so.
+            for path in fresh:
+                storage.delete(path)
+            return None
+        return fresh
+
+    def _drop_removed(self, named: set[bytes]) -> None:
+        """Delete old lists of removed packs once no index object names any of them, and they are really gone."""
+        keep = timedelta(0) if self._exclusive else max(self._grace, KEEP_REMOVED)
+        for info in list(self._repository.storage.list(REMOVED)):
+            packs = self._list(Kind.REMOVED, info.path)
+            if self._age(info) >= keep and not packs & named and not any(map(self._is_stored, packs)):
+                self._repository.storage.delete(info.path)
+
+    def _forget_damage(self, known: set[bytes]) -> None:
         """Drop records of damage that speak only of packs that are gone for good."""
-        gone = {pack.hex() for pack in removed}
         for info in list(self._repository.storage.list(DAMAGED)):
             try:
                 record = parse(self._repository.get_object(Kind.DAMAGED, info.path), DamageList, info.path)
             except (DamagedError, ObjectNotFoundError):
                 continue
-            if all(pack in gone for pack in record.packs) and all(pack in gone for pack, _ in record.blobs):
+            if not any(bytes.fromhex(pack) in known for pack in (*record.packs, *(pack for pack, _ in record.blobs))):
                 self._repository.storage.delete(info.path)
 
 

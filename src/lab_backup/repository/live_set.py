@@ -64,6 +64,11 @@ class LiveSet:
         if known == b"" or packed < known:
             self._txn.put(blob_id, packed)
 
+    def place(self, blob_id: bytes) -> Place | None:
+        """Return the best place of an id; None where none was offered, or the id is not in the set."""
+        packed = self._txn.get(blob_id)
+        return Place(*_PLACE.unpack(packed)) if packed else None
+
     def places(self) -> Iterator[tuple[bytes, Place | None]]:
         """Yield every id with its best place, None where none was offered."""
         for blob_id, packed in self._txn.cursor():

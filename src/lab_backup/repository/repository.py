@@ -16,7 +16,8 @@ from blake3 import blake3
 from lab_backup.errors import UsageError
 from lab_backup.repository import config as config_object
 from lab_backup.repository import index
-from lab_backup.repository.cache import DEAD, IndexCache
+from lab_backup.repository.cache import CONDEMNED as CONDEMNED_PACK
+from lab_backup.repository.cache import USABLE, IndexCache
 from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, DEFAULT_GRACE, Config, check_chunk_size
 from lab_backup.repository.envelope import Kind, seal, unseal
@@ -324,8 +325,8 @@ class Repository:
                 damaged.add((number, bytes.fromhex(blob_hex)))
         for pack_hex in damage.packs:
             number = self.cache.pack_number(bytes.fromhex(pack_hex))
-            if number is not None:
-                self.cache.states[number] = DEAD
+            if number is not None and self.cache.states[number] == USABLE:
+                self.cache.states[number] = CONDEMNED_PACK  # should it come back, it can be read
         self.cache.damaged = damaged
         self.has_damage = bool(damage.blobs or damage.packs)
 

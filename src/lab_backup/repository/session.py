@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Self
 
 from lab_backup.blocks import BlockReader
@@ -20,7 +21,7 @@ from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.cache import CONDEMNED, DEAD, Location
 from lab_backup.repository.disk_writer import Counts, DiskWriter
 from lab_backup.repository.envelope import Kind
-from lab_backup.repository.errors import LostRaceError, RepositoryError
+from lab_backup.repository.errors import ChunkMissingError, LostRaceError, RepositoryError
 from lab_backup.repository.manifest import Entry, FileEntry, Manifest
 from lab_backup.repository.marks import State
 from lab_backup.repository.packer import Packer
@@ -33,6 +34,9 @@ from lab_backup.storage.base import ObjectExistsError, ObjectNotFoundError, Stor
 # How often a running backup looks for condemned packs, and the longest from that look to the publication. The grace
 # period must be longer than both, with room for lists that lag and clocks that differ.
 LOOK_AGAIN = 600.0  # seconds
+# How far from a collection's survey and list a backup must have been published to be certain that the one saw the other:
+# LOOK_AGAIN, and ten minutes by which a list may lag, with as much again to spare.
+DOUBT = timedelta(minutes=40)
 
 
 def new_backup_id() -> str:
@@ -80,11 +84,18 @@ class BackupSession:
         self._reader = Reader(repository)
         self._backups = Backups(repository)
         self._lease = f"{LEASES}/{backup_id}"
+        self._began: str | None = None  # by the storage's clock
         self._inherits = False
         self._looked = -LOOK_AGAIN
 
     def __enter__(self) -> Self:
         self._renew()
+        try:
+            # The repository may have been open for long: what is condemned or damaged by now must not be relied on.
+            self._repository.synchronise()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -98,15 +109,22 @@ class BackupSession:
         """Bytes sent to the storage so far: packs and index objects, whole."""
         return self._packer.bytes_uploaded
 
-    def _renew(self) -> None:
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "backup": self.backup_id}
+    def _renew(self) -> datetime:
+        """Show that we are alive; return the time by the storage's clock, which goes on also where our own stands still."""
+        storage = self._repository.storage
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "backup": self.backup_id, "began": self._began}
         self._repository.put_object(Kind.LEASE, self._lease, json.dumps(holder).encode())
         self._looked = self._clock()
+        try:
+            now = storage.stat(self._lease).modified
+        except ObjectNotFoundError:  # a collector took the old one for stale
+            now = self._repository.clock()
+        self._began = self._began or now.isoformat()
+        return now
 
     def pulse(self) -> None:
         """Call this often: every ten minutes it renews the lease and looks for condemned packs."""
         if self._clock() - self._looked > LOOK_AGAIN:
-            self._renew()
             self._secure()
 
     def write_disk(
@@ -132,13 +150,15 @@ class BackupSession:
 
     # --- what must not be collected under us ---
 
-    def _secure(self) -> float:
-        """Make sure that nothing we rely on is condemned; return when the look that found it so began."""
+    def _secure(self) -> datetime:
+        """Make sure that nothing we rely on is condemned; return when, by the storage's clock, the look that found it so began."""
         while True:
-            began = self._clock()
+            # What was uploaded is watched from now on, however long its index object would have waited for more.
+            self._packer.index_uploaded()
+            began = self._renew()
             self._repository.synchronise()
             states = self._repository.cache.states
-            used = self._disks.used_packs | self._packer.packs
+            used = self._used()
             if any(states[number] == DEAD for number in used):
                 raise LostRaceError(
                     "data that this backup relied on was removed or found damaged while it ran",
@@ -149,22 +169,26 @@ class BackupSession:
                 return began
             self._rescue(condemned)
 
+    def _used(self) -> set[int]:
+        return self._disks.used_packs | self._packer.packs
+
     def _rescue(self, numbers: set[int]) -> None:
         """Store all that is only in these condemned packs once more, in packs of our own."""
         cache = self._repository.cache
         for number in numbers:
             info = cache.pack(number)
+            here = []
             try:
-                table = self._reader.pack_table(info)
-                here = [
-                    Location(number, entry)
-                    for entry in table
-                    if (place := cache.locate(entry.id)) is not None and place.pack == number
-                ]
+                for entry in self._reader.pack_table(info):
+                    place = cache.locate(entry.id)
+                    if place is not None and place.pack == number:
+                        here.append(Location(number, entry))
+                    elif place is not None:
+                        self._disks.used_packs.add(place.pack)  # we rely on that one from now on
                 for entry, data in self._reader.read_blobs(here, info.kind):
                     if self._packer.claim(entry.id):
                         self._packer.store(info.kind, entry.id, data)
-            except ObjectNotFoundError as error:
+            except (ObjectNotFoundError, ChunkMissingError) as error:
                 raise LostRaceError(
                     "data that this backup relied on was removed while it ran", hint="run the backup again"
                 ) from error
@@ -175,26 +199,49 @@ class BackupSession:
     def _walk_all(self, manifest: Manifest) -> None:
         """Take every pack that the backup refers to into what `_secure` watches. Raises LostRaceError."""
         walk = Walk(self._reader)
-        for entry in (*manifest.disks, *manifest.files):
-            for blob_id, location in walk.places(entry.tree):
-                if location is None:
-                    raise LostRaceError(
-                        f"chunk {blob_id.hex()[:16]} was removed while the backup ran", hint="run the backup again"
-                    )
-                self._disks.used_packs.add(location.pack)
+        try:
+            for entry in (*manifest.disks, *manifest.files):
+                for blob_id, location in walk.places(entry.tree):
+                    if location is None:
+                        raise LostRaceError(
+                            f"chunk {blob_id.hex()[:16]} was removed while the backup ran", hint="run the backup again"
+                        )
+                    self._disks.used_packs.add(location.pack)
+        except ChunkMissingError as error:
+            raise LostRaceError(
+                f"a chunk list was removed while the backup ran: {error}", hint="run the backup again"
+            ) from error
 
     def _prove(self) -> None:
-        """Raise LostRaceError unless every pack that we refer to is in the storage, at its right size."""
-        for number in self._disks.used_packs | self._packer.packs:
-            info = self._repository.cache.pack(number)
-            try:
-                found = self._repository.storage.stat(info.path).size
-            except ObjectNotFoundError:
-                found = -1
-            if found != info.size:
-                raise LostRaceError(
-                    "the backup took too long to publish, and data it relied on is gone", hint="run it again"
-                )
+        """Raise LostRaceError unless every pack that we refer to is in the storage, at its right size.
+
+        One that is not, though nobody removed it, is recorded as damage: the next backup then stores again what was in it.
+        """
+        packs = {info.path: info for info in map(self._repository.cache.pack, sorted(self._used()))}
+        lost = [packs[path] for path, size in self._repository.sizes(packs) if size != packs[path].size]
+        if lost:
+            with suppress(StorageError):
+                self._repository.record_damage(packs={info.id.hex() for info in lost}, blobs=set())
+            raise LostRaceError(
+                f"pack {lost[0].id.hex()}, which this backup relied on, is gone or cut off", hint="run the backup again"
+            )
+
+    def _is_held(self, parent: str | None) -> bool:
+        """Whether the parent keeps alive all that we took over from it.
+
+        It does while its manifest is there, unless it was published at about the time when a collection looked what is in use: that
+        collection may have missed it, and the removal of what it condemned may miss us.
+        """
+        if parent is None:
+            return False
+        try:
+            published = self._repository.storage.stat(manifests.path(parent)).modified
+        except ObjectNotFoundError:
+            return False
+        return not any(
+            (surveyed is None or surveyed - DOUBT <= published) and published <= made + DOUBT
+            for surveyed, made in self._repository.condemnations()
+        )
 
     # --- the end ---
 
@@ -209,22 +256,28 @@ class BackupSession:
         """
         self.flush()
         looked = self._secure()
-        if self._inherits and (manifest.parent is None or not self._backups.exists(manifest.parent)):
-            # With its parent gone, nobody but us holds what we took over from it.
+        if self._inherits and not self._is_held(manifest.parent):
             self._walk_all(manifest)
             looked = self._secure()
+        self._prove()
         payload = manifests.encode(manifest)
         path = manifests.path(manifest.backup)
+        storage = self._repository.storage
         try:
-            self._repository.storage.create(path, self._repository.seal(Kind.MANIFEST, path, payload))
+            storage.create(path, self._repository.seal(Kind.MANIFEST, path, payload))
         except ObjectExistsError:
             if self._repository.get_object(Kind.MANIFEST, path) != payload:
                 raise RepositoryError(f"there is another backup with the id {manifest.backup}") from None
-        if self._clock() - looked > LOOK_AGAIN:
-            self._walk_all(manifest)
-            try:
-                self._prove()
-            except LostRaceError:
-                self._backups.remove(manifest.backup)
-                raise
+        if (storage.stat(path).modified - looked).total_seconds() > LOOK_AGAIN:
+            self._vet(manifest)
         return Backup(manifest, State(), manifests.checksum(payload))
+
+    def _vet(self, manifest: Manifest) -> None:
+        """Look again at all that a backup refers to which was published too long after the last look; withdraw it if anything is gone."""
+        try:
+            self._walk_all(manifest)
+            self._secure()
+            self._prove()
+        except BaseException:
+            self._backups.remove(manifest.backup)
+            raise

@@ -1,0 +1,273 @@
+"""Two or three actors, one bad moment each: the schedules that `docs/format/concurrency.md` argues about, played step by step."""
+
+from datetime import timedelta
+
+import pytest
+
+from lab_backup.errors import UsageError
+from lab_backup.extent import Extent
+from lab_backup.operations.catalogue import BackupSummary
+from lab_backup.operations.collect import collect
+from lab_backup.operations.lifecycle import delete, undelete
+from lab_backup.operations.verify import VerifyResult, verify
+from lab_backup.repository.backups import Backups
+from lab_backup.repository.errors import LostRaceError
+from lab_backup.repository.session import BackupSession
+from lab_backup.storage.base import StorageBackend
+from support.engine import CHUNK, MemoryDisk, back_up, restored
+from support.stage import Stage, blocks, collector, gc, writer
+
+HOUR = 3600
+
+
+def assert_whole(stage: Stage, backup: str, content: bytes) -> None:
+    """Restore with a fresh cache, compare every byte, and verify the repository."""
+    with stage.open() as repository:
+        assert restored(repository, backup) == content
+        result = verify(repository, read_data=True)
+        assert (result.corrupt, result.missing) == (0, 0), result.damage
+
+
+def garbage(stage: Stage, content: bytes) -> None:
+    """Store `content` in a backup, remove it, and let a day pass: its packs are old and belong to nobody."""
+    with stage.open() as repository:
+        delete(repository, back_up(repository, content, name="gone").backup, now=True)
+    stage.pass_time(hours=25)
+
+
+def test_exclusive_repack_keeps_chunks_that_were_stored_twice(stage: Stage) -> None:
+    """A sparse pack whose needed chunk also lies in a pack that is removed in the same run is copied before it goes."""
+    first = writer(stage, blocks(1, 2, 3))
+    second = writer(stage, blocks(1, 4, 5))
+    first.run_to("upload packs/")  # both have decided to store chunk 1
+    second.run_to("upload packs/")
+    one, two = first.finish(), second.finish()
+    with stage.open() as repository:
+        kept = back_up(repository, blocks(1), name="kept")
+        delete(repository, one.backup, now=True)
+        delete(repository, two.backup, now=True)
+        stage.pass_time(hours=1)
+        collect(repository, grace=0, exclusive=True)
+        collect(repository, grace=0, exclusive=True)
+    assert_whole(stage, kept.backup, blocks(1))
+
+
+def test_late_writer_does_not_trust_what_a_collector_is_about_to_remove(stage: Stage) -> None:
+    """A writer that slept through the grace period, between its last look and the commit, copies or gives up; never loses."""
+    garbage(stage, blocks(1, 2, 3))
+    late = writer(stage, blocks(1, 2, 3))
+    late.run_to("create manifests/")
+    gc(stage)
+    stage.pass_time(hours=25)
+    remover = collector(stage)
+    remover.run_to("upload removed/")  # it has read all manifests
+    backup = None
+    try:
+        backup = late.finish()
+    except LostRaceError:
+        assert not stage.paths("manifests")
+    remover.finish()
+    if backup is not None:
+        assert_whole(stage, backup.backup, blocks(1, 2, 3))
+
+
+def test_a_clock_that_stood_still_does_not_hide_lateness(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer in a VM that was paused sees no time pass on its own clock; the storage's clock tells it."""
+    monkeypatch.setitem(BackupSession.__init__.__kwdefaults__ or {}, "clock", lambda: 0.0)
+    garbage(stage, blocks(1, 2, 3))
+    late = writer(stage, blocks(1, 2, 3))
+    late.run_to("create manifests/")
+    gc(stage)
+    stage.pass_time(hours=25)
+    gc(stage)
+    with pytest.raises(LostRaceError):
+        late.finish()
+    assert not stage.paths("manifests")
+
+
+def test_packs_of_a_slow_backup_are_watched_before_they_are_full_enough_for_an_index(stage: Stage) -> None:
+    """Packs that wait for their index object while a long disk is read are saved when a collector condemns them."""
+    with stage.open() as repository:
+        back_up(repository, blocks(9), name="other")
+    content = blocks(1, 2, 3, 4, *range(9, 10), *[9] * 400)
+
+    class SlowDisk(MemoryDisk):
+        def read_into(self, offset: int, buffer: memoryview) -> None:
+            super().read_into(offset, buffer)
+            if offset > 64 * CHUNK:
+                stage.pass_time(hours=6)
+                gc(stage, grace=HOUR)
+
+    with stage.open() as repository:
+        backup = back_up(repository, SlowDisk(content))
+    assert_whole(stage, backup.backup, content)
+
+
+def test_increment_does_not_inherit_from_a_condemned_pack(stage: Stage) -> None:
+    """The parent was published while its chunks were being condemned, and it is deleted as its child is published."""
+    garbage(stage, blocks(1, 2, 3))
+    first = writer(stage, blocks(1, 2, 3, 4))
+    first.run_to("create manifests/")
+    gc(stage)  # condemns the pack with 1, 2, 3: nobody refers to it yet
+    parent = first.finish()
+    stage.pass_time(hours=25)
+    child = writer(stage, blocks(1, 2, 3, 5), changes=[Extent(3 * CHUNK, CHUNK)])
+    child.run_to("create manifests/")
+    with stage.open() as repository:
+        delete(repository, parent.backup, now=True)
+    gc(stage)
+    backup = child.finish()
+    assert_whole(stage, backup.backup, blocks(1, 2, 3, 5))
+
+
+def test_own_index_objects_survive_a_lagging_list(stage: Stage) -> None:
+    """A list that does not show what was written a minute ago neither fails a backup nor loses it."""
+    stage.lag = timedelta(minutes=9)
+    backup = writer(stage, blocks(1, 2, 3, 4, 5, 6, 7, 8)).finish()
+    assert_whole(stage, backup.backup, blocks(1, 2, 3, 4, 5, 6, 7, 8))
+
+
+def test_writer_notices_that_a_place_moved_while_it_was_condemned(stage: Stage) -> None:
+    """What was found in a pack that is condemned now may meanwhile lie in another one, which must be watched from then on."""
+    garbage(stage, blocks(1, 2, 3))
+    slow = writer(stage, blocks(1, 2, 3, 4))
+    slow.run_to("upload packs/")  # it has decided to reuse 1, 2 and 3
+    gc(stage)
+    other = writer(stage, blocks(1, 2, 3), name="other").finish()  # stores them again
+    slow.run_to("create manifests/")
+    with stage.open() as repository:
+        delete(repository, other.backup, now=True)
+    backup = slow.finish()
+    for _ in range(4):
+        stage.pass_time(hours=25)
+        gc(stage)
+    assert_whole(stage, backup.backup, blocks(1, 2, 3, 4))
+
+
+def test_rescue_from_a_pack_that_goes_in_that_moment_is_a_lost_race(stage: Stage) -> None:
+    """A pack removed between the reading of its table and of its chunks ends the backup as a lost race, not as damage."""
+    garbage(stage, blocks(1, 2, 3))
+    pack = max(stage.paths("packs"), key=lambda path: stage.storage.stat(path).size)
+    slow = writer(stage, blocks(1, 2, 3, 4))
+    slow.run_to("upload packs/")
+    gc(stage)
+    stage.pass_time(hours=25)
+    for _ in range(3):  # header, trailer, table
+        slow.run_to(f"read {pack}")
+    slow.run_to(f"read {pack}")
+    gc(stage)
+    with pytest.raises(LostRaceError):
+        slow.finish()
+    assert pack not in stage.paths("packs")
+
+
+def test_writer_that_found_a_pack_missing_lets_the_next_one_store_it_again(stage: Stage) -> None:
+    """A pack that vanished from the storage fails the first backup that relies on it, and no other."""
+    with stage.open() as repository:
+        back_up(repository, blocks(1, 2, 3), name="other")
+    data = [path for path in stage.paths("packs") if stage.storage.stat(path).size > CHUNK]
+    stage.storage.delete(data[0])
+    with pytest.raises(LostRaceError, match="is gone"):
+        writer(stage, blocks(1, 2, 3, 4)).finish()
+    backup = writer(stage, blocks(1, 2, 3, 4)).finish()
+    with stage.open() as repository:
+        assert restored(repository, backup.backup) == blocks(1, 2, 3, 4)
+
+
+def test_undelete_at_the_brink_either_holds_or_says_so(stage: Stage) -> None:
+    """Somebody who sleeps between the check of the grace period and the mark is told that it is too late."""
+    with stage.open() as repository:
+        backup = back_up(repository, blocks(1, 2))
+        delete(repository, backup.backup)
+    stage.pass_time(hours=23.9)
+
+    def work(storage: StorageBackend) -> BackupSummary:
+        with stage.open(storage) as repository:
+            return undelete(repository, backup.backup)
+
+    saver = stage.actor(work, name="saver")
+    saver.run_to("upload marks/")
+    stage.pass_time(hours=2)
+    remover = collector(stage)
+    remover.run_to("delete manifests/")
+    with pytest.raises(UsageError, match="grace"):
+        saver.finish()
+    remover.finish()
+    assert not stage.paths("manifests")
+
+
+def test_a_shorter_grace_period_does_not_shorten_the_time_to_undelete(stage: Stage) -> None:
+    """`gc --grace 3600` beside others frees packs sooner, but a deletion can be taken back for as long as was promised."""
+    with stage.open() as repository:
+        backup = back_up(repository, blocks(1, 2))
+        delete(repository, backup.backup)
+    stage.pass_time(hours=5)
+    assert gc(stage, grace=HOUR).backups_removed == []
+    with stage.open() as repository:
+        undelete(repository, backup.backup)
+    assert_whole(stage, backup.backup, blocks(1, 2))
+
+
+def test_two_collectors_at_once_remove_no_more_than_one_would(stage: Stage) -> None:
+    """Every step of one collector lies between two of another; what backups need stays, and what they do not goes."""
+    garbage(stage, blocks(7, 8, 9))
+    with stage.open() as repository:
+        backup = back_up(repository, blocks(1, 2, 3, 7))
+    for _ in range(5):
+        stage.pass_time(hours=25)
+        first, second = collector(stage), collector(stage)
+        while not (first.finished and second.finished):
+            for one in (first, second):
+                if not one.finished:
+                    one.step()
+        assert first.error is None
+        assert second.error is None
+    assert_whole(stage, backup.backup, blocks(1, 2, 3, 7))
+    assert not stage.paths("condemned")
+
+
+def test_verification_beside_a_collector_raises_no_false_alarm(stage: Stage) -> None:
+    """A backup that is deleted and collected while it is verified, and packs that move meanwhile, are not called damage."""
+    with stage.open() as repository:
+        doomed = back_up(repository, blocks(1, 2, 3, 4), name="doomed")
+        kept = back_up(repository, blocks(1, 5, 6, 7), name="kept")
+
+    def work(storage: StorageBackend) -> VerifyResult:
+        with stage.open(storage) as repository:
+            return verify(repository, read_data=True)
+
+    checker = stage.actor(work, name="checker")
+    checker.run_to("list packs")
+    checker.step()
+    with stage.open() as repository:
+        delete(repository, doomed.backup, now=True)
+    for _ in range(3):
+        stage.pass_time(hours=25)
+        gc(stage)
+    result = checker.finish()
+    assert (result.corrupt, result.missing) == (0, 0), result.damage
+    assert not stage.paths("damaged")
+    assert_whole(stage, kept.backup, blocks(1, 5, 6, 7))
+
+
+def test_removed_packs_stay_removed_when_a_collector_sleeps_before_it_publishes_an_index(stage: Stage) -> None:
+    """An index object that a slow collector publishes long after it read the others leads nobody to packs that are gone."""
+    garbage(stage, blocks(1, 2, 3))
+    with stage.open() as repository:
+        back_up(repository, blocks(1, 2, 3, 4), name="half")
+        delete(repository, back_up(repository, blocks(7, 8, 9), name="gone too").backup, now=True)
+    stage.pass_time(hours=25)
+    gc(stage)
+    stage.pass_time(hours=25)
+    slow = collector(stage)
+    slow.run_to("upload index/")
+    with stage.open() as repository:
+        for backup in Backups(repository).all():
+            delete(repository, backup.id, now=True)
+    for _ in range(30):
+        stage.pass_time(hours=25)
+        gc(stage)
+    assert not stage.paths("packs")
+    slow.finish()
+    backup = writer(stage, blocks(1, 2, 3)).finish()
+    assert_whole(stage, backup.backup, blocks(1, 2, 3))
