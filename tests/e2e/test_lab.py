@@ -1,11 +1,12 @@
 """The machines that the other tests stand on are real ones, and behave as such."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lab_backup.demo.accelerator import Accelerator
+from lab_backup.demo.accelerator import Accelerator, kernel_speaks
 from lab_backup.demo.disk import DiskSpec, make_disk
 from lab_backup.demo.errors import DemoError, GuestError
 from lab_backup.demo.guest import GuestImage, build_guest
@@ -106,6 +107,17 @@ def test_nothing_is_left_of_a_hypervisor_that_failed(guest_image: GuestImage) ->
     assert not directory.exists()
     cmdline = Path(f"/proc/{pid}/cmdline")
     assert not cmdline.exists() or not cmdline.read_bytes()  # empty: dead, and nobody has asked for its exit status yet
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(60, True), (0.2, False)], ids=["in time", "too late"])
+def test_an_accelerator_is_usable_where_a_kernel_speaks(
+    hypervisor: Hypervisor, seconds: float, *, expected: bool
+) -> None:
+    """The probe hears a kernel that runs, and gives up on one that says nothing for the time it is given."""
+    began = time.monotonic()
+    heard = kernel_speaks(Accelerator.TCG, hypervisor.image, hypervisor.account, seconds=seconds)
+    assert heard is expected
+    assert time.monotonic() - began < seconds + 20
 
 
 def test_the_cached_guest_is_reused(guest_image: GuestImage) -> None:
