@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lab_backup.sources.libvirt.source import identify_vm, plan_vm
 from lab_backup.sources.source import Consistency, Quiesce
 from lab_backup.units import KiB, MiB
 from support.vm_backup import Repository, disk_content, traces
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.libvirt
 
@@ -66,8 +68,8 @@ def repository(hypervisor: Hypervisor, machine: Guest) -> Repository:
 
 
 def write(guest: Guest, name: str, count: int, *, disk: str = "vda") -> None:
-    """Write `count` bytes of noise to a file in the guest, down to its disk."""
-    guest.shell(f"head -c {count} /dev/urandom >/mnt/{disk}/{name}; sync")
+    """Write `count` bytes that no other file has to a file in the guest, down to its disk."""
+    guest.shell(f"yes {uuid.uuid4().hex} | head -c {count} >/mnt/{disk}/{name}; sync")
 
 
 def held_still(guest: Guest, repository: Repository, folder: Path) -> None:
@@ -286,6 +288,7 @@ def test_a_job_of_somebody_else_is_left_alone(running: Guest, repository: Reposi
         assert running.domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_UNBOUNDED
     finally:
         running.domain.abortJob()
+    wait_until(lambda: running.domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE)
     repository.back_up()
 
 

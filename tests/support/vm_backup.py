@@ -115,8 +115,8 @@ def guards(guest: Guest) -> list[int]:
     """Return the guard processes that are running for `guest`."""
     found = []
     for entry in Path("/proc").iterdir():
-        arguments = _arguments(entry)
-        if b"lab_backup.sources.libvirt.guard" in arguments and guest.domain.UUIDString().encode() in arguments:
+        arguments = _arguments(entry).split(b"\0")
+        if b"lab_backup.sources.libvirt.guard" in arguments and guest.name.encode() in arguments:
             found.append(int(entry.name))
     return found
 

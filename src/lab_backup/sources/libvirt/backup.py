@@ -1,5 +1,6 @@
 """What every way of backing up a VM shares: the claim, the guard, keeping the new checkpoint, and tidying up."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,12 @@ from lab_backup.sources.libvirt.retirement import retire
 from lab_backup.sources.libvirt.takeover import clear_the_way
 from lab_backup.sources.source import Consistency
 
+CLEANING_TIMEOUT = 45.0
+"""Seconds for cleaning up before the rest is left to the guard; a stopping VM can block libvirt for 30 s."""
+
+CLEANING_PAUSE = 0.5
+"""Seconds between two attempts."""
+
 
 class VmBackup(ABC):
     """One backup of one VM, from its beginning to its end.
@@ -35,8 +42,10 @@ class VmBackup(ABC):
     _plans: list[DiskPlan]
     _seen: Mapping[str, Mapping[str, Bitmap]] | None
 
-    def __init__(self, hypervisor: Hypervisor, facts: Domain, chosen: Sequence[Disk], request: Request) -> None:
-        """Prepare to back up the `chosen` disks; `begin` does it."""
+    def __init__(
+        self, hypervisor: Hypervisor, facts: Domain, chosen: Sequence[Disk], request: Request, guard: GuardProcess
+    ) -> None:
+        """Prepare to back up the `chosen` disks; `begin` does it, watched over by `guard`, which `close` ends."""
         self.warnings: list[str] = []
         self.notes: list[str] = []
         self.disks = []
@@ -48,7 +57,7 @@ class VmBackup(ABC):
         self._request = request
         self._checkpoint = checkpoint.checkpoint_name(request.repository_id, request.backup_id)
         self._owner = ownership.Owner.new(request.repository_id, request.backup_id, now=datetime.now(UTC))
-        self._guard: GuardProcess | None = None
+        self._guard = guard
         self._seen = None
         self._committed = False
 
@@ -58,7 +67,7 @@ class VmBackup(ABC):
 
     def check(self) -> None:
         """Raise LostBackupError if the disks are no longer what they were, or are not ours any more."""
-        if self._guard is not None and (trouble := self._guard.trouble()) is not None:
+        if (trouble := self._guard.trouble()) is not None:
             raise LostBackupError(f"the backup of VM {self._facts.name!r} was ended: {trouble}")
         self.check_disks(self._hypervisor.domain(self._facts.uuid))
         owner = ownership.read(self._hypervisor.domain(self._facts.uuid))
@@ -72,19 +81,20 @@ class VmBackup(ABC):
     def commit(self) -> None:
         """Keep the new checkpoint; the one that it replaces goes when the source is closed."""
         self._committed = True
-        if self._guard is not None:
-            with suppress(HypervisorError):  # a guard that is gone removes nothing
-                self._guard.update(self._guard.left.replace(checkpoint=None))
+        with suppress(HypervisorError):  # a guard that is gone removes nothing
+            self._guard.update(self._guard.left.replace(checkpoint=None))
 
     def close(self) -> None:
         """End everything and take back what is not to stay. What cannot be done now, the guard goes on trying."""
         self.let_go()
-        if self._guard is None:
+        if not self._guard.watches:
+            self._guard.finish()
             return
-        left, problems = clean_up(self._hypervisor, self._guard.left.replace(destroy=False))
+        destroy = self._guard.left.destroy
+        left, problems = self._clean_up(self._guard.left.replace(destroy=False))
         if self._committed and not problems:
             self._retire_checkpoints()
-        left, later = clean_up(self._hypervisor, left.replace(destroy=self._guard.left.destroy))
+        left, later = self._clean_up(left.replace(destroy=destroy))
         if problems := problems + later:
             self.warnings.extend(f"{problem}; the guard process goes on trying" for problem in problems)
             with suppress(LabBackupError):
@@ -96,6 +106,15 @@ class VmBackup(ABC):
             release(self._hypervisor, left)
         except LabBackupError as error:
             self.warnings.append(f"{error}; the claim on the VM will run out by itself")
+
+    def _clean_up(self, left: Leftovers) -> tuple[Leftovers, list[str]]:
+        """Clean up, again and again for a while: a VM that is just stopping lets nobody touch anything."""
+        deadline = time.monotonic() + CLEANING_TIMEOUT
+        while True:
+            left, problems = clean_up(self._hypervisor, left)
+            if not problems or left.only_frozen or time.monotonic() > deadline:
+                return left, problems
+            time.sleep(CLEANING_PAUSE)
 
     def let_go(self) -> None:
         """Close what this process holds open of the disks."""
@@ -109,9 +128,9 @@ class VmBackup(ABC):
         return domain
 
     def claim(self, domain: Any) -> GuardProcess:
-        """Start the guard, and claim the VM."""
+        """Claim the VM, from when on the guard watches."""
         left = Leftovers(uri=self._hypervisor.uri, uuid=self._facts.uuid, token=self._owner.token)
-        self._guard = GuardProcess(left, self._request.limits)
+        self._guard.watch(left, self._request.limits)
         ownership.write(domain, self._owner)
         return self._guard
 

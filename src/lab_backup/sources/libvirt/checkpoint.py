@@ -20,7 +20,7 @@ from lab_backup.sources.libvirt.errors import translate, translated
 
 PREFIX = "lab-backup-"
 _NAME = re.compile(r"lab-backup-([^-]{1,8})-(.+)")
-_LATER = {libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_ERR_BLOCK_COPY_ACTIVE}
+_BITMAP_GONE = re.compile(r"bitmap '.*' not found|missing or broken bitmap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +141,10 @@ def redefine(domain: Any, xml: str, *, validate_bitmaps: bool) -> None:
 
 
 def delete(domain: Any, name: str) -> None:
-    """Remove a checkpoint with its bitmaps; where those are gone or broken, what libvirt remembers of it.
+    """Remove a checkpoint of a running VM with its bitmaps; where one is gone, what libvirt remembers of the checkpoint.
 
-    No error where there is none. Of a VM that is off, libvirt cannot reach the bitmaps: they stay in the images.
+    No error where there is none. Raises HypervisorError for anything else that stands in the way, such as a VM that is
+    just stopping: its bitmaps would stay behind.
     """
     checkpoint = find(domain, name)
     if checkpoint is None:
@@ -153,7 +154,14 @@ def delete(domain: Any, name: str) -> None:
     except libvirt.libvirtError as error:
         if find(domain, name) is None:  # somebody else was faster
             return
-        if error.get_error_code() in _LATER or "active block job" in error.get_error_message():
+        if not _BITMAP_GONE.search(error.get_error_message()):
             raise translate(error, f"delete checkpoint {name}") from error
+        forget(domain, name)
+
+
+def forget(domain: Any, name: str) -> None:
+    """Make libvirt forget a checkpoint, and leave bitmaps alone; no error where there is none."""
+    checkpoint = find(domain, name)
+    if checkpoint is not None:
         with translated(f"delete checkpoint {name}"):
             checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)

@@ -1,6 +1,6 @@
 """The guard: a process of its own that frees the guest when the backup dies, however it dies.
 
-`python -m lab_backup.sources.libvirt.guard UUID` (the UUID is for whoever looks at the process list) reads one JSON object per line (`Report`) on standard input: what the
+`python -m lab_backup.sources.libvirt.guard NAME` (the name is for whoever looks at the process list) reads one JSON object per line (`Report`) on standard input: what the
 backup has put on the hypervisor so far. It answers `{}` when it is connected and watches. From then on it
 
 - cleans up when its input ends, or the process that started it does, without a report that says `finished`;

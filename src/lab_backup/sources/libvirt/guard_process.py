@@ -42,23 +42,17 @@ class Limits:
 
 
 class GuardProcess:
-    """A running guard. Thread-safe."""
+    """A guard, at first waiting to be told what to watch over. Thread-safe."""
 
-    def __init__(self, left: Leftovers, limits: Limits) -> None:
-        """Start the guard and wait until it watches. Raises HypervisorError where it cannot."""
-        self._report = Report(
-            left=left,
-            parent=os.getpid(),
-            stall=limits.stall,
-            freeze_limit=limits.frozen,
-            scratch_reserve=limits.scratch_reserve,
-        )
+    def __init__(self, name: str) -> None:
+        """Start the process, which takes a moment to get ready; `name` is for whoever looks at the process list."""
         self._lock = threading.Lock()
+        self._report: Report | None = None
         self._said = time.monotonic()
         self._heard = b""
         self._ended: str | None = None
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lab_backup.sources.libvirt.guard", left.uuid],
+            [sys.executable, "-P", "-m", "lab_backup.sources.libvirt.guard", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -66,26 +60,44 @@ class GuardProcess:
             cwd="/",
             start_new_session=True,
         )
-        try:
+
+    def watch(self, left: Leftovers, limits: Limits) -> None:
+        """Let it watch over a backup that has left nothing yet; returns when it does. Raises HypervisorError if it cannot."""
+        self._report = Report(
+            left=left,
+            parent=os.getpid(),
+            stall=limits.stall,
+            freeze_limit=limits.frozen,
+            scratch_reserve=limits.scratch_reserve,
+        )
+        with self._lock:
             self._send(self._report)
             answer = self._answer(START_TIMEOUT)
-            if answer is None or answer.error is not None:
-                raise HypervisorError(
-                    f"the guard process cannot watch over the backup: {answer.error if answer else 'it does not answer'}",
-                    hint="nothing was begun; the guard needs a connection to libvirt of its own",
-                )
-        except BaseException:
-            self._kill()
-            raise
+        if answer is None or answer.error is not None:
+            raise HypervisorError(
+                f"the guard process cannot watch over the backup: {answer.error if answer else 'it does not answer'}",
+                hint="nothing was begun; the guard needs a connection to libvirt of its own",
+            )
 
     @property
     def left(self) -> Leftovers:
         """What the guard would take back now."""
-        return self._report.left
+        return self._current.left
+
+    @property
+    def watches(self) -> bool:
+        """Whether it was told to watch over a backup."""
+        return self._report is not None
+
+    @property
+    def _current(self) -> Report:
+        if self._report is None:
+            raise RuntimeError("the guard watches over nothing yet")
+        return self._report
 
     def update(self, left: Leftovers, *, watched: tuple[str, ...] | None = None) -> None:
         """Tell the guard what is there from now on: *before* it is made, and *after* it is gone."""
-        report = msgspec.structs.replace(self._report, left=left)
+        report = msgspec.structs.replace(self._current, left=left)
         if watched is not None:
             report = msgspec.structs.replace(report, watched=watched)
         with self._lock:
@@ -112,9 +124,10 @@ class GuardProcess:
             return self._ended
 
     def finish(self) -> None:
-        """Tell the guard that nothing is left, and wait for it to end."""
+        """Tell the guard that nothing is left, and wait for it to end. May be called several times."""
         with self._lock, suppress(HypervisorError):
-            self._send(msgspec.structs.replace(self._report, finished=True))
+            if self._report is not None:
+                self._send(msgspec.structs.replace(self._report, finished=True))
         self._leave()
         try:
             self._process.wait(STOP_TIMEOUT)

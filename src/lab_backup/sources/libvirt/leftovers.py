@@ -40,6 +40,11 @@ class Leftovers(msgspec.Struct, frozen=True):
     resume: bool = False
     destroy: bool = False
 
+    @property
+    def only_frozen(self) -> bool:
+        """Whether a guest that may be frozen is all that is left."""
+        return self.replace(frozen=False) == Leftovers(self.uri, self.uuid, self.token)
+
     def replace(self, **changes: Any) -> "Leftovers":
         """Return a copy with `changes`."""
         return msgspec.structs.replace(self, **changes)

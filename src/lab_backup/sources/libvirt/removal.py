@@ -18,11 +18,13 @@ def remove_checkpoint(domain: Any, name: str, *, local: bool) -> None:
     costs a little space, until the VM runs again and the next backup finds it.
     """
     facts = Domain.read(domain)
-    if not facts.running and local:
-        for disk in facts.disks:
-            if disk.has_bitmaps and not disk.excluded and disk.path and Path(disk.path).exists():
-                bitmap.remove_from_image(Path(disk.path), name)
-    checkpoint.delete(domain, name)
+    if facts.running:
+        checkpoint.delete(domain, name)
+        return
+    for disk in facts.disks if local else ():
+        if disk.has_bitmaps and not disk.excluded and disk.path and Path(disk.path).exists():
+            bitmap.remove_from_image(Path(disk.path), name)
+    checkpoint.forget(domain, name)
 
 
 def list_checkpoints(hypervisor: Hypervisor, vm: str) -> list[Checkpoint]:

@@ -14,7 +14,7 @@ from lab_backup.sources.libvirt.connection import Hypervisor, shown
 from lab_backup.sources.libvirt.domain import Disk, Domain
 from lab_backup.sources.libvirt.errors import translated
 from lab_backup.sources.libvirt.firmware import read_nvram, read_remote, read_tpm
-from lab_backup.sources.libvirt.guard_process import Limits
+from lab_backup.sources.libvirt.guard_process import GuardProcess, Limits
 from lab_backup.sources.libvirt.offline import OfflineBackup, check_images, is_possible
 from lab_backup.sources.libvirt.paused import PausedBackup
 from lab_backup.sources.libvirt.plan import DiskPlan, check_live, decide, sizes
@@ -146,23 +146,27 @@ class VmSource:
         self._opened[1].commit()
 
     def __enter__(self) -> Self:
-        hypervisor = self._hypervisor = Hypervisor(self._connect)
+        guard = GuardProcess(self._wanted)  # it gets ready while we look around
         try:
+            hypervisor = self._hypervisor = Hypervisor(self._connect)
             domain = hypervisor.find(self._wanted)
             facts = Domain.read(domain)
             disks = facts.select(self._request.disks)
             way = _way(facts, disks, self._request.method, local=hypervisor.is_local)
             try:
-                self._begin(facts, way(hypervisor, facts, disks, self._request))
+                self._begin(facts, way(hypervisor, facts, disks, self._request, guard))
             except PullUnsupportedError as error:
                 if self._request.method is Method.PULL or not hypervisor.is_local:
                     raise
                 self._leave()
+                guard = GuardProcess(self._wanted)
                 self.notes.append(f"read from below a snapshot: {error}")
-                self._begin(facts, SnapshotBackup(hypervisor, facts, disks, self._request))
+                self._begin(facts, SnapshotBackup(hypervisor, facts, disks, self._request, guard))
             self.configuration = self._configuration(facts, hypervisor)
         except BaseException:
             self.__exit__()
+            if not guard.watches:
+                guard.finish()
             raise
         return self
 
