@@ -1,6 +1,9 @@
 """`lab-backup delete`, `undelete`, `protect` and `unprotect`."""
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +12,12 @@ from lab_backup.cli.exit_codes import ExitCode
 from lab_backup.cli.opening import opened
 from lab_backup.cli.options import BackupArgument, JsonOption, PassphraseFileOption, RepoOption
 from lab_backup.cli.tables import SHORT_ID
+
+if TYPE_CHECKING:
+    from lab_backup.operations.catalogue import BackupSummary
+    from lab_backup.repository.repository import Repository
+
+    Change = Callable[[Repository, str], BackupSummary]
 
 
 def delete(
@@ -24,15 +33,12 @@ def delete(
     """
     from lab_backup.operations import lifecycle
 
-    words = (
+    said = (
         "is gone for good; `lab-backup gc` frees its space"
         if now
         else "is deleted; `lab-backup undelete` takes it back"
     )
-    with opened(repo, passphrase_file) as repository:
-        marked = lifecycle.delete(repository, backup, now=now)
-    printing.show(marked, lambda item: f"Backup {item.backup[:SHORT_ID]} of {item.source} {words}.", as_json=as_json)
-    return ExitCode.DONE
+    return _change(partial(lifecycle.delete, now=now), said, backup, repo, passphrase_file, as_json=as_json)
 
 
 def undelete(
@@ -41,10 +47,7 @@ def undelete(
     """Take a deletion back, as long as its grace period lasts."""
     from lab_backup.operations import lifecycle
 
-    with opened(repo, passphrase_file) as repository:
-        marked = lifecycle.undelete(repository, backup)
-    printing.show(marked, lambda item: f"Backup {item.backup[:SHORT_ID]} of {item.source} is back.", as_json=as_json)
-    return ExitCode.DONE
+    return _change(lifecycle.undelete, "is back", backup, repo, passphrase_file, as_json=as_json)
 
 
 def protect(
@@ -53,12 +56,7 @@ def protect(
     """Keep a backup from being deleted, by hand or by a retention rule."""
     from lab_backup.operations import lifecycle
 
-    with opened(repo, passphrase_file) as repository:
-        marked = lifecycle.protect(repository, backup)
-    printing.show(
-        marked, lambda item: f"Backup {item.backup[:SHORT_ID]} of {item.source} is protected.", as_json=as_json
-    )
-    return ExitCode.DONE
+    return _change(lifecycle.protect, "is protected", backup, repo, passphrase_file, as_json=as_json)
 
 
 def unprotect(
@@ -67,9 +65,13 @@ def unprotect(
     """Allow the deletion of a protected backup again."""
     from lab_backup.operations import lifecycle
 
+    return _change(lifecycle.unprotect, "is protected no more", backup, repo, passphrase_file, as_json=as_json)
+
+
+def _change(
+    change: "Change", said: str, backup: str, repo: str, passphrase_file: Path | None, *, as_json: bool
+) -> ExitCode:
     with opened(repo, passphrase_file) as repository:
-        marked = lifecycle.unprotect(repository, backup)
-    printing.show(
-        marked, lambda item: f"Backup {item.backup[:SHORT_ID]} of {item.source} is protected no more.", as_json=as_json
-    )
+        changed = change(repository, backup)
+    printing.show(changed, lambda item: f"Backup {item.backup[:SHORT_ID]} of {item.source} {said}.", as_json=as_json)
     return ExitCode.DONE
