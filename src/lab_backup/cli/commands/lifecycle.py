@@ -1,6 +1,5 @@
 """`lab-backup delete`, `undelete`, `protect` and `unprotect`."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from lab_backup.cli.options import BackupArgument, JsonOption, PassphraseFileOpt
 from lab_backup.cli.tables import SHORT_ID
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from lab_backup.operations.catalogue import BackupSummary
     from lab_backup.repository.repository import Repository
 
