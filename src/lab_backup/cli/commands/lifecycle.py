@@ -14,6 +14,7 @@ from lab_backup.cli.tables import SHORT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from lab_backup.operations.catalogue import BackupSummary
     from lab_backup.repository.repository import Repository
 
