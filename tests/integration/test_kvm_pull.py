@@ -40,7 +40,7 @@ def machine(hypervisor: Hypervisor, folder: Path) -> Iterator[Guest]:
     content.mkdir()
     (content / "hello").write_text("hello\n")
     disks = [DiskSpec(folder / "a.qcow2"), DiskSpec(folder / "b.raw", "vdb", "raw")]
-    make_disk(disks[0].path, 128 * MiB, hypervisor.account, content=content)
+    make_disk(disks[0].path, 64 * MiB, hypervisor.account, content=content)
     make_disk(disks[1].path, 32 * MiB, hypervisor.account, image_format="raw")
     guest = define_guest(hypervisor, "pull", disks)
     yield guest
@@ -224,7 +224,7 @@ def test_a_dry_run_says_what_would_be_read_and_changes_nothing(
     write(running, "planned", 5 * MiB)
     before = (running.domain.XMLDesc(0), checkpoints(running))
     vda, vdb = plan_vm(running.name, connect=hypervisor.uri, previous=repository.newest)
-    assert (vda.kind, vda.reason, vda.size) == ("incremental", None, 128 * MiB)
+    assert (vda.kind, vda.reason, vda.size) == ("incremental", None, 64 * MiB)
     assert vda.bytes_to_read is not None
     assert 5 * MiB <= vda.bytes_to_read < 7 * MiB
     assert (vdb.kind, vdb.reason) == ("full", "raw disks keep no record of changes")
