@@ -16,6 +16,7 @@ from lab_backup.sources.libvirt import restore as libvirt_restore
 from lab_backup.sources.libvirt.connection import Hypervisor
 from lab_backup.sources.libvirt.restore_plan import Options, PlannedDisk, RestorePlan, SavedDisk
 from lab_backup.targets.device import DeviceTarget
+from lab_backup.targets.errors import translated
 from lab_backup.units import format_size
 
 if TYPE_CHECKING:
@@ -160,7 +161,9 @@ def restore_image(
         target: BlockWriter = DeviceTarget(to, entry.size)
         needed = entry.size
     else:
-        if to.is_block_device():
+        with translated(to):
+            is_device = to.is_block_device()
+        if is_device:
             raise TargetExistsError(f"{to} is a device; it was left as it was", hint="say --in-place to overwrite it")
         image = DiskImage.plan(reader, entry, form)
         target, needed = image.target(to), image.needed
