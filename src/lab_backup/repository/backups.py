@@ -10,13 +10,16 @@ from lab_backup.errors import AmbiguousError, UsageError
 from lab_backup.repository import manifest as manifests
 from lab_backup.repository import marks
 from lab_backup.repository.envelope import Kind
-from lab_backup.repository.errors import BackupNotFoundError, DamagedError
+from lab_backup.repository.errors import BackupNotFoundError, DamagedError, NewerVersionError
 from lab_backup.repository.manifest import Manifest
 from lab_backup.repository.marks import Mark, MarkKind, MarkValue, State, StoredMark
 from lab_backup.repository.repository import Repository
 from lab_backup.storage.base import ObjectNotFoundError
 
 MIN_PREFIX = 4  # hexadecimal characters of an id that a person may abbreviate it to
+
+
+Unreadable = DamagedError | NewerVersionError
 
 
 class Backup(NamedTuple):
@@ -38,7 +41,7 @@ class Backups:
     def __init__(self, repository: Repository) -> None:
         """Look into `repository`."""
         self._repository = repository
-        self.damaged: dict[str, DamagedError] = {}  # object paths that the last listing could not read
+        self.damaged: dict[str, Unreadable] = {}  # object paths that the last listing could not read
 
     def all(self) -> list[Backup]:
         """Return every readable backup, oldest first; what is not readable is left in `damaged`."""
@@ -48,7 +51,7 @@ class Backups:
         for path, payload in self._repository.read_cached(Kind.MANIFEST, manifests.PREFIX, paths):
             try:
                 found[path] = self._decode(path, payload)
-            except DamagedError as error:
+            except (DamagedError, NewerVersionError) as error:
                 self.damaged[path] = error
         states = self._states()
         backups = [
@@ -56,8 +59,8 @@ class Backups:
         ]
         return sorted(backups, key=lambda backup: (backup.manifest.when, backup.id))
 
-    def _decode(self, path: str, payload: bytes | DamagedError) -> tuple[Manifest, str]:
-        if isinstance(payload, DamagedError):
+    def _decode(self, path: str, payload: bytes | Unreadable) -> tuple[Manifest, str]:
+        if isinstance(payload, (DamagedError, NewerVersionError)):
             raise payload
         backup_id = path.removeprefix(f"{manifests.PREFIX}/")
         return manifests.decode(payload, backup_id, self._repository.config.id), manifests.checksum(payload)
@@ -67,10 +70,10 @@ class Backups:
         infos = {info.path: info for info in self._repository.storage.list(marks.PREFIX)}
         for path, payload in self._repository.read_cached(Kind.MARK, marks.PREFIX, set(infos)):
             try:
-                if isinstance(payload, DamagedError):
+                if isinstance(payload, (DamagedError, NewerVersionError)):
                     raise payload
                 mark = marks.decode(payload, path)
-            except DamagedError as error:
+            except (DamagedError, NewerVersionError) as error:
                 self.damaged[path] = error
                 continue
             grouped.setdefault(mark.backup, []).append(StoredMark(path=path, mark=mark, modified=infos[path].modified))

@@ -12,20 +12,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from lab_backup.errors import LabBackupError
 from lab_backup.repository import config as config_object
-from lab_backup.repository import index
+from lab_backup.repository import index, marks
+from lab_backup.repository import manifest as manifests
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.cache import Location
 from lab_backup.repository.disk_writer import default_threads
 from lab_backup.repository.envelope import Kind
-from lab_backup.repository.errors import DamagedError
+from lab_backup.repository.errors import ChunkMissingError, DamagedError, RepositoryError
 from lab_backup.repository.keys import KeySlot
 from lab_backup.repository.live_set import LiveSet
 from lab_backup.repository.manifest import Entry as ManifestEntry
 from lab_backup.repository.marks import Verification
 from lab_backup.repository.pack import Entry, PackInfo, PackKind
 from lab_backup.repository.reader import Reader, ranges
-from lab_backup.repository.repository import CONDEMNED, DAMAGED, INDEX, REMOVED, Repository
+from lab_backup.repository.repository import (
+    CONDEMNED,
+    DAMAGED,
+    INDEX,
+    NOWHERE,
+    REMOVED,
+    DamageList,
+    PackList,
+    Repository,
+)
 from lab_backup.repository.unlock import KEYS
 from lab_backup.repository.untrusted_json import parse
 from lab_backup.repository.walk import Walk
@@ -80,6 +91,7 @@ class Checker:
         self._report = Report()
         self._bad_blobs: dict[bytes, tuple[str, bool, int | None]] = {}  # id → words, missing, pack
         self._bad_packs: set[int] = set()
+        self._orphans: set[int] = set()
         self._sizes: dict[str, int] = {}
 
     def run(self, backups: list[Backup] | None, *, share: float, day: int) -> Report:
@@ -90,8 +102,6 @@ class Checker:
         """
         whole = backups is None
         chosen = self._backups.all() if backups is None else backups
-        for path, error in self._backups.damaged.items() if whole else ():
-            self._report.damage.append(Damage(str(error), missing=False, touches=(path,)))
         if whole:
             self._check_objects()
         self._sizes = {info.path: info.size for info in self._repository.storage.list("packs")}
@@ -100,6 +110,10 @@ class Checker:
             walk = Walk(self._reader, seen=seen.add)
             for batch in _batches(self._locations(walk, chosen), BATCH):
                 self._read(batch, share, day)
+        # Tree nodes that were read from a second place, the first being damaged.
+        for place, error in self._reader.bad_places.items():
+            missing = isinstance(error, ChunkMissingError)
+            self._bad_blobs.setdefault(place.entry.id, (str(error), missing, place.pack))
         if self._bad_blobs:
             chosen = self._look_again(chosen)
         if share >= 1:
@@ -110,41 +124,50 @@ class Checker:
     # --- objects besides packs ---
 
     def _check_objects(self) -> None:
-        """Read every sealed object, key slot and the config."""
-        repository = self._repository
-        config_object.decode(repository.storage.read(config_object.PATH), repository.storage.url).verify(
-            repository.keys.metadata
-        )
-        for prefix, kind in (
-            (INDEX, Kind.INDEX),
-            (CONDEMNED, Kind.CONDEMNED),
-            (REMOVED, Kind.REMOVED),
-            (DAMAGED, Kind.DAMAGED),
-        ):
-            for info in repository.storage.list(prefix):
+        """Read config, key slots and every sealed object from the storage, whatever the local copy says of them."""
+        storage = self._repository.storage
+        try:
+            config = config_object.decode(storage.read(config_object.PATH), storage.url)
+            config.verify(self._repository.keys.metadata)
+        except (RepositoryError, ObjectNotFoundError) as error:
+            self._note(config_object.PATH, error)
+        for kind, (prefix, check) in self._sealed().items():
+            for info in storage.list(prefix):
                 try:
-                    payload = repository.get_object(kind, info.path)
-                    if kind == Kind.INDEX:
-                        index.decode(payload, info.path)
-                except ObjectNotFoundError:
+                    check(self._repository.get_object(kind, info.path), info.path)
+                except ObjectNotFoundError:  # removed since
                     continue
-                except DamagedError as error:
-                    self._report.damage.append(Damage(str(error), missing=False, touches=(info.path,)))
-        for info in repository.storage.list(KEYS):
+                except RepositoryError as error:
+                    self._note(info.path, error)
+        for info in storage.list(KEYS):
             try:
-                intact = parse(repository.storage.read(info.path), KeySlot, info.path).intact
-            except ObjectNotFoundError:  # removed since
+                intact = parse(storage.read(info.path), KeySlot, info.path).intact
+            except ObjectNotFoundError:
                 continue
             except DamagedError:
                 intact = False
             if not intact:
-                self._report.damage.append(
-                    Damage(
-                        f"{info.path} is damaged: its passphrase no longer opens the repository",
-                        missing=False,
-                        touches=(info.path,),
-                    )
-                )
+                words = f"{info.path} is damaged: its passphrase no longer opens the repository"
+                self._note(info.path, DamagedError(words))
+
+    def _sealed(self) -> dict[Kind, tuple[str, Callable[[bytes, str], object]]]:
+        """Return where the sealed objects of each kind are, and what reads their payload."""
+        repository_id = self._repository.config.id
+        return {
+            Kind.INDEX: (INDEX, index.decode),
+            Kind.MANIFEST: (
+                manifests.PREFIX,
+                lambda payload, path: manifests.decode(payload, path.rpartition("/")[2], repository_id),
+            ),
+            Kind.MARK: (marks.PREFIX, marks.decode),
+            Kind.CONDEMNED: (CONDEMNED, lambda payload, path: parse(payload, PackList, path)),
+            Kind.REMOVED: (REMOVED, lambda payload, path: parse(payload, PackList, path)),
+            Kind.DAMAGED: (DAMAGED, lambda payload, path: parse(payload, DamageList, path)),
+        }
+
+    def _note(self, path: str, error: LabBackupError) -> None:
+        missing = isinstance(error, ObjectNotFoundError)
+        self._report.damage.append(Damage(str(error), missing=missing, touches=(path,)))
 
     # --- blobs ---
 
@@ -157,7 +180,7 @@ class Checker:
 
         for backup in backups:
             for entry in (*backup.manifest.disks, *backup.manifest.files):
-                for identity, level, _ in walk.survey(entry.tree, on_damage=broken):
+                for identity, level, offset in walk.survey(entry.tree, on_damage=broken):
                     self._report.checked += 1
                     self._advance(0 if level is not None else entry.chunk_size)
                     place = self._reader.find(identity)
@@ -168,11 +191,17 @@ class Checker:
                             True,
                             None,
                         )
-                    elif self._pack_is_whole(place):
-                        if level is None:
-                            yield place
-                    else:
+                    elif not self._pack_is_whole(place):
                         self._bad_blobs[identity] = self._of_pack(place)
+                    elif level is None:
+                        length = min(entry.chunk_size, entry.size - offset)
+                        if place.entry.raw == length:
+                            yield place
+                        else:
+                            words = f"chunk {identity.hex()[:16]} has {place.entry.raw} bytes where {length} belong"
+                            self._bad_blobs[identity] = (words, False, place.pack)
+                    if place is not None and place.pack in self._repository.cache.orphans:
+                        self._orphans.add(place.pack)
 
     def _pack_is_whole(self, place: Location) -> bool:
         info = self._repository.cache.pack(place.pack)
@@ -251,7 +280,7 @@ class Checker:
                 continue
             try:
                 self._reader.pack_table(info)
-            except DamagedError as error:
+            except RepositoryError as error:
                 self._report.damage.append(Damage(str(error), missing=False, pack=info.id.hex()))
             except ObjectNotFoundError:
                 continue
@@ -260,6 +289,10 @@ class Checker:
 
     def _explain(self, backups: list[Backup]) -> None:
         """Name the backups and disks that each damaged blob touches. Walks again, but only if there is damage."""
+        for orphan in sorted(self._orphans):
+            name = self._repository.cache.pack(orphan).id.hex()
+            words = f"the index object that names pack {name} is lost, the pack is not: lab-backup gc indexes it anew"
+            self._report.damage.append(Damage(words, missing=True, pack=name))
         touched: dict[bytes, list[str]] = {identity: [] for identity in self._bad_blobs}
         if touched:
             for backup in backups:
@@ -285,6 +318,7 @@ class Checker:
         packs, blobs = set(), set()
         for identity, (_, _, number) in self._bad_blobs.items():
             if number is None:
+                blobs.add((NOWHERE, identity.hex()))
                 continue
             info: PackInfo = self._repository.cache.pack(number)
             if info.path in self._sizes:

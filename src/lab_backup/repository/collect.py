@@ -19,7 +19,7 @@ from lab_backup.repository import manifest as manifests
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.cache import Location
 from lab_backup.repository.envelope import Kind
-from lab_backup.repository.errors import DamagedError
+from lab_backup.repository.errors import DamagedError, NewerVersionError
 from lab_backup.repository.index import IndexedPack
 from lab_backup.repository.live_set import LiveSet, Place, remove_leftovers
 from lab_backup.repository.pack import ENTRY, ID, PACK_ID, pack_path
@@ -236,6 +236,8 @@ class Collector:
         backups = self._backups.all()
         for path, error in self._backups.damaged.items():
             if path.startswith(manifests.PREFIX):
+                if isinstance(error, NewerVersionError):
+                    raise error
                 raise DamagedError(
                     f"{path} cannot be read, so nobody can tell what it needs; nothing was removed ({error})",
                     hint="bring the object back from a copy, or give the backup up: lab-backup delete --now",
@@ -351,12 +353,13 @@ class Collector:
         if dry_run:
             return
         self._publish_index(survey.orphans)
-        for path in self._broken_indexes:
+        for path in sorted(self._broken_indexes):
             storage.delete(path)
         self._step("removing")
         self._remove(removable)
         self._delete_packs(survey.removed & survey.stored.keys())  # what a killed collector left
         self._condemn(unused)
+        self._drop_unreadable()
         self._step("repacking")
         self._repack(sparse, spared, live)
         self._step("tidying the index")
@@ -375,11 +378,21 @@ class Collector:
             if all(pack in gone or (pack not in survey.stored and pack not in survey.tables) for pack in packs):
                 self._repository.storage.delete(info.path)
 
+    def _drop_unreadable(self) -> None:
+        """Delete damaged lists of condemned packs, without which backups cannot run, and damaged records of damage.
+
+        What they named is condemned by a list of ours if it is garbage, and is found again by a verification if it is damaged.
+        """
+        for path in sorted(self._repository.unreadable):
+            if not path.startswith(f"{REMOVED}/"):
+                self._repository.storage.delete(path)
+                self.result.notes.append(f"{path} was damaged and is dropped")
+
     def _list(self, kind: Kind, path: str) -> set[bytes]:
         try:
             payload = self._repository.get_object(kind, path)
             return parse(payload, PackList, path).ids
-        except ObjectNotFoundError:
+        except (ObjectNotFoundError, DamagedError):
             return set()
 
     def _sparse(self, survey: _Survey, leave: set[bytes]) -> set[bytes]:
@@ -542,7 +555,7 @@ class Collector:
         keep = timedelta(0) if self._exclusive else max(self._grace, KEEP_REMOVED)
         for info in list(self._repository.storage.list(REMOVED)):
             packs = self._list(Kind.REMOVED, info.path)
-            if self._age(info) >= keep and not packs & named and not any(map(self._is_stored, packs)):
+            if self._age(info) >= keep and not packs & named and not any(map(self._is_stored, sorted(packs))):
                 self._repository.storage.delete(info.path)
 
     def _forget_damage(self, known: set[bytes]) -> None:

@@ -64,6 +64,9 @@ class Reader:
         """Read from `repository`."""
         self._repository = repository
         self._reload_lock = threading.Lock()
+        self.bad_places: dict[
+            Location, DamagedError
+        ] = {}  # where a blob should have been, before it was found elsewhere or not at all
         self._reloads = 0
         self._reload_after = 0.0
         # Large chunks make several slices of one leaf.
@@ -164,7 +167,7 @@ class Reader:
                     try:
                         return next(self.read_blobs([location], kind))
                     except DamagedError as error:
-                        failure = error
+                        failure = self.bad_places[location] = error
             if not self._reload(seen):
                 break
         raise failure

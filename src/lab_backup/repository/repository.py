@@ -21,13 +21,19 @@ from lab_backup.repository.cache import USABLE, IndexCache
 from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, DEFAULT_GRACE, Config, check_chunk_size
 from lab_backup.repository.envelope import Kind, seal, unseal
-from lab_backup.repository.errors import DamagedError, NotARepositoryError, RepositoryExistsError
+from lab_backup.repository.errors import DamagedError, NewerVersionError, NotARepositoryError, RepositoryExistsError
 from lab_backup.repository.keys import RepositoryKeys, passphrase_slot, plain_slot
 from lab_backup.repository.pack import ENTRY, PACK_ID, PackCipher, PackInfo, PackKind, unwrap
 from lab_backup.repository.pack_table import read_table
 from lab_backup.repository.unlock import KEYS, unlock
 from lab_backup.repository.untrusted_json import parse
-from lab_backup.storage.base import NoSpaceError, ObjectExistsError, ObjectNotFoundError, StorageBackend
+from lab_backup.storage.base import (
+    NoSpaceError,
+    ObjectExistsError,
+    ObjectInfo,
+    ObjectNotFoundError,
+    StorageBackend,
+)
 from lab_backup.units import MiB
 
 T = TypeVar("T")
@@ -41,6 +47,8 @@ RESERVE = "reserve"
 # Given up when the storage is full, so that `delete` and `gc` can still write what they must. Random, lest it be compressed.
 RESERVE_SIZE = 4 * MiB
 LOAD_ENTRIES = 100_000  # places loaded in one transaction: some 20 MiB of memory
+DAMAGE_PART = 200_000  # entries in one record of damage: 22 MiB
+NOWHERE = "0" * 32  # the pack of a blob that is in none
 MAX_CIPHERS = 4096  # unwrapped pack keys kept: a few hundred bytes each
 
 
@@ -150,6 +158,7 @@ class Repository:
         self.cache = cache
         self._ciphers: dict[int, PackCipher] = {}
         self._synchronising = threading.RLock()
+        self.unreadable: dict[str, DamagedError] = {}  # lists (condemned, removed, damaged) that could not be read
         self.has_damage = False  # whether any verification recorded damage, as of the last `synchronise`
 
     def close(self) -> None:
@@ -198,15 +207,16 @@ class Repository:
         """Return the payload of the sealed object at `path`. Raises ObjectNotFoundError, DamagedError."""
         return self.unseal(kind, path, self.storage.read(path))
 
-    def read_objects(self, kind: Kind, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield path and payload of many sealed objects, several requests at once; None for those that vanished."""
-        yield from self._parallel(lambda path: self._read_or_none(kind, path), paths)
-
-    def _read_or_none(self, kind: Kind, path: str) -> bytes | None:
-        try:
-            return self.get_object(kind, path)
-        except ObjectNotFoundError:
-            return None
+    def _lists(self, kind: Kind, prefix: str, form: type[T]) -> Iterator[tuple[ObjectInfo, T]]:
+        """Yield the lists below `prefix` and what they hold. What cannot be read is put into `unreadable`: it must not keep anybody from restoring."""
+        self.unreadable = {path: error for path, error in self.unreadable.items() if not path.startswith(f"{prefix}/")}
+        infos = {info.path: info for info in self.storage.list(prefix)}
+        for path, data in self._parallel(self._stored_or_none, infos):
+            if data is not None:
+                try:
+                    yield infos[path], parse(self.unseal(kind, path, data), form, path)
+                except DamagedError as error:
+                    self.unreadable[path] = error
 
     def _parallel(self, read: Callable[[str], T], paths: Iterable[str]) -> Iterator[tuple[str, T]]:
         wanted = list(paths)
@@ -216,21 +226,23 @@ class Repository:
         with ThreadPoolExecutor(self.storage.concurrency) as pool:
             yield from zip(wanted, pool.map(read, wanted), strict=True)
 
-    def read_cached(self, kind: Kind, prefix: str, paths: set[str]) -> Iterator[tuple[str, bytes | DamagedError]]:
+    def read_cached(
+        self, kind: Kind, prefix: str, paths: set[str]
+    ) -> Iterator[tuple[str, bytes | DamagedError | NewerVersionError]]:
         """Yield path and payload of the immutable objects `paths` below `prefix`, from the local copy where it has them.
 
-        A damaged object yields its error in place of its payload; one that vanished meanwhile is left out.
+        An object that cannot be read yields its error in place of its payload; one that vanished meanwhile is left out.
         """
         fresh: dict[str, bytes] = {}
         missing = []
-        for path in paths:
+        for path in sorted(paths):
             stored = self.cache.get_object(path)
             if stored is None:
                 missing.append(path)
                 continue
             try:
                 yield path, self.unseal(kind, path, stored)
-            except DamagedError:
+            except (DamagedError, NewerVersionError):
                 missing.append(path)
         for path, data in self._parallel(self._stored_or_none, missing):
             if data is None:
@@ -238,7 +250,7 @@ class Repository:
             try:
                 yield path, self.unseal(kind, path, data)
                 fresh[path] = data
-            except DamagedError as error:
+            except (DamagedError, NewerVersionError) as error:
                 yield path, error
         self.cache.put_objects(fresh)
         self.cache.drop_objects(f"{prefix}/", paths)
@@ -341,21 +353,15 @@ class Repository:
             self.cache.load_orphans(self.rebuild(known=self.cache.indexed()))
 
     def pack_list(self, kind: Kind, prefix: str) -> set[bytes]:
-        """Return all pack ids in the lists below `prefix` (condemned or removed)."""
+        """Return all pack ids in the readable lists below `prefix` (condemned or removed)."""
         found: set[bytes] = set()
-        for path, payload in self.read_objects(kind, [info.path for info in self.storage.list(prefix)]):
-            if payload is not None:
-                found |= parse(payload, PackList, path).ids
+        for _, part in self._lists(kind, prefix, PackList):
+            found |= part.ids
         return found
 
     def condemnations(self) -> list[tuple[datetime | None, datetime]]:
         """Return, of each list of condemned packs, when the collector began to look and when it was published, by the storage's clock."""
-        made = {info.path: info.modified for info in self.storage.list(CONDEMNED)}
-        return [
-            (parse(payload, PackList, path).surveyed, made[path])
-            for path, payload in self.read_objects(Kind.CONDEMNED, made)
-            if payload is not None
-        ]
+        return [(part.surveyed, info.modified) for info, part in self._lists(Kind.CONDEMNED, CONDEMNED, PackList)]
 
     def sizes(self, paths: Iterable[str]) -> Iterator[tuple[str, int | None]]:
         """Yield path and size of objects by a look at each, several at once; None for those that are not there."""
@@ -368,21 +374,23 @@ class Repository:
             return None
 
     def record_damage(self, *, packs: set[str], blobs: set[tuple[str, str]]) -> None:
-        """Record packs that are gone and places whose bytes are wrong, all in hexadecimal: nothing new will refer to them."""
+        """Record packs that are gone and places whose bytes are wrong, all in hexadecimal: nothing new will refer to them.
+
+        A blob that is nowhere has the place NOWHERE.
+        """
         known = self.damage()
-        fresh = DamageList(packs=sorted(packs - set(known.packs)), blobs=sorted(blobs - set(known.blobs)))
-        if fresh.packs or fresh.blobs:
-            self.put_object(Kind.DAMAGED, f"{DAMAGED}/{secrets.token_hex(16)}", msgspec.json.encode(fresh))
+        fresh_packs, fresh_blobs = sorted(packs - set(known.packs)), sorted(blobs - set(known.blobs))
+        for at in range(0, max(len(fresh_packs), len(fresh_blobs)), DAMAGE_PART):
+            part = DamageList(packs=fresh_packs[at : at + DAMAGE_PART], blobs=fresh_blobs[at : at + DAMAGE_PART])
+            self.put_object(Kind.DAMAGED, f"{DAMAGED}/{secrets.token_hex(16)}", msgspec.json.encode(part))
 
     def damage(self) -> DamageList:
-        """Return the damage that verifications recorded."""
+        """Return the damage that verifications recorded, as far as their records are readable."""
         packs: list[str] = []
         blobs: list[tuple[str, str]] = []
-        for path, payload in self.read_objects(Kind.DAMAGED, [info.path for info in self.storage.list(DAMAGED)]):
-            if payload is not None:
-                part = parse(payload, DamageList, path)
-                packs += part.packs
-                blobs += part.blobs
+        for _, part in self._lists(Kind.DAMAGED, DAMAGED, DamageList):
+            packs += part.packs
+            blobs += part.blobs
         return DamageList(packs=packs, blobs=blobs)
 
     # --- packs ---
@@ -426,6 +434,8 @@ class Repository:
 
     def restore_reserve(self) -> None:
         """Make the reserve again if it was given up and there is room; no error where there is none."""
+        if self._size_or_none(RESERVE) is not None:
+            return
         try:
             self.storage.create(RESERVE, secrets.token_bytes(RESERVE_SIZE))
         except (ObjectExistsError, NoSpaceError):

@@ -21,11 +21,12 @@ from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.cache import CONDEMNED, DEAD, Location
 from lab_backup.repository.disk_writer import Counts, DiskWriter
 from lab_backup.repository.envelope import Kind
-from lab_backup.repository.errors import ChunkMissingError, LostRaceError, RepositoryError
+from lab_backup.repository.errors import ChunkMissingError, DamagedError, LostRaceError, RepositoryError
 from lab_backup.repository.manifest import Entry, FileEntry, Manifest
 from lab_backup.repository.marks import State
 from lab_backup.repository.packer import Packer
 from lab_backup.repository.reader import Reader
+from lab_backup.repository.repository import CONDEMNED as CONDEMNED_LISTS
 from lab_backup.repository.repository import LEASES, Repository
 from lab_backup.repository.tree import TreeRef
 from lab_backup.repository.walk import Walk
@@ -92,7 +93,7 @@ class BackupSession:
         self._renew()
         try:
             # The repository may have been open for long: what is condemned or damaged by now must not be relied on.
-            self._repository.synchronise()
+            self._look()
         except BaseException:
             self.__exit__()
             raise
@@ -156,7 +157,7 @@ class BackupSession:
             # What was uploaded is watched from now on, however long its index object would have waited for more.
             self._packer.index_uploaded()
             began = self._renew()
-            self._repository.synchronise()
+            self._look()
             states = self._repository.cache.states
             used = self._used()
             if any(states[number] == DEAD for number in used):
@@ -168,6 +169,16 @@ class BackupSession:
             if not condemned:
                 return began
             self._rescue(condemned)
+
+    def _look(self) -> None:
+        """See what is condemned and damaged now. Raises DamagedError where nobody can tell."""
+        self._repository.synchronise()
+        for path, error in self._repository.unreadable.items():
+            if path.startswith(f"{CONDEMNED_LISTS}/"):
+                raise DamagedError(
+                    f"{error}: it says which packs will be removed, so no backup can rely on any",
+                    hint="run: lab-backup gc, which drops it, and then the backup again",
+                )
 
     def _used(self) -> set[int]:
         return self._disks.used_packs | self._packer.packs
