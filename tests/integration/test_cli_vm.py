@@ -64,6 +64,30 @@ def test_a_vm_is_backed_up_and_brought_back(lab: Program, guest: Guest, hypervis
     assert (disk["kind"], disk["reason"] is not None) == ("full", True)
 
 
+def test_what_a_backup_lacks_is_kept_with_it(
+    lab: Program, guest_factory: GuestFactory, hypervisor: Hypervisor, guest_directory: Path
+) -> None:
+    """That no agent answered, and that a disk was left out, stands in the backup itself, not only on the screen."""
+    disks = [DiskSpec(guest_directory / "a.qcow2"), DiskSpec(guest_directory / "b.raw", "vdb", "raw")]
+    make_disk(disks[0].path, 16 * MiB, hypervisor.account)
+    make_disk(disks[1].path, 16 * MiB, hypervisor.account, image_format="raw")
+    guest = guest_factory("plain", disks, agent=False)
+    shared = (
+        guest.domain.XMLDesc(0)
+        .replace('<target dev="vdb"', "<target dev='vdb'")
+        .replace("<target dev='vdb'", "<shareable/><target dev='vdb'")
+    )
+    hypervisor.connection().defineXML(shared)
+    guest.start()
+    made = lab.ok("backup", "vm", "plain", "--scratch-directory", str(guest_directory))
+    assert [disk["name"] for disk in made["disks"]] == ["vda"]
+    assert made["warnings"] == []
+    (kept,) = lab.ok("list")["backups"]
+    assert kept["notes"] == made["notes"]
+    assert any("vdb is not in the backup: it is shared" in note for note in kept["notes"])
+    assert any("agent" in note for note in kept["notes"])
+
+
 def test_mistakes_with_a_running_vm(lab: Program, guest: Guest, guest_directory: Path) -> None:
     """What exists, runs, is not there or fits twice has its own status, and the guest does not notice."""
     image = guest_directory / "vm.qcow2"

@@ -240,6 +240,8 @@ def test_backup_vm_passes_its_options(lab: Lab, operations: Operations) -> None:
         "--full",
         "--quiesce",
         "require",
+        "--scratch-directory",
+        "/scratch",
         "--repo",
         "/r",
     ]
@@ -250,6 +252,7 @@ def test_backup_vm_passes_its_options(lab: Lab, operations: Operations) -> None:
         "disks": ["vda", "vdb"],
         "full": True,
         "quiesce": Quiesce.REQUIRE,
+        "scratch_directory": Path("/scratch"),
     }
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from lab_backup.errors import NotFoundError, UsageError
-from lab_backup.sources.libvirt.domain import Domain, without_ownership
+from lab_backup.sources.libvirt.domain import Domain, left_out, without_ownership
+from lab_backup.sources.libvirt.offline import is_possible
 from lab_backup.sources.libvirt.ownership import NAMESPACE
 
 LIVE = """
@@ -109,3 +110,27 @@ def test_xml_bombs_are_not_unpacked() -> None:
     bomb = "<!DOCTYPE d [<!ENTITY a 'aaaa'>]>" + LIVE.replace("<name>web", "<name>&a;")
     with pytest.raises(ValueError, match="Entit"):
         domain(bomb)
+
+
+def test_a_disk_encrypted_below_the_guest_is_not_read_from_its_image() -> None:
+    """Only QEMU, which has the secret, sees what the guest sees; either place of the element counts."""
+    plain, *_ = domain().disks
+    secret = (
+        "<encryption format='luks'><secret type='passphrase' uuid='3b1e1a51-159d-4fe9-83b1-29b8a9748dfb'/></encryption>"
+    )
+    for live in (
+        LIVE.replace("<serial>S1</serial>", f"<serial>S1</serial>{secret}"),
+        LIVE.replace(
+            "<source file='/images/over.qcow2' index='1'/>",
+            f"<source file='/images/over.qcow2' index='1'>{secret}</source>",
+        ),
+    ):
+        encrypted, *_ = domain(live).disks
+        assert encrypted.encrypted
+        assert is_possible([plain])
+        assert not is_possible([plain, encrypted])
+
+
+def test_disks_that_no_backup_holds_are_named() -> None:
+    """Hard disks that are left out are told, with the reason; a CD is not missed."""
+    assert [text.split()[1] for text in left_out(domain())] == ["vde", "vdf", "vdg"]

@@ -171,8 +171,9 @@ def run_backup(
         source.commit()
     # What went wrong after the backup was safe is told, but the manifest cannot change any more.
     late = tuple(text for text in source.warnings if text not in manifest.warnings)
+    noted = tuple(text for text in source.notes if text not in manifest.notes)
     result = summary(backup)
-    return replace(result, warnings=(*result.warnings, *late)) if late else result
+    return replace(result, warnings=(*result.warnings, *late), notes=(*result.notes, *noted))
 
 
 def _plan(repository: Repository, export: DiskExport, latest: Backup | None, warnings: list[str]) -> _Plan:

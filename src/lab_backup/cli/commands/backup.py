@@ -51,6 +51,12 @@ def vm(
         Quiesce,
         typer.Option(help="Freeze the guest's file systems: if its agent answers, or else fail, or not at all."),
     ] = Quiesce.AUTO,
+    scratch_directory: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where QEMU keeps what the guest overwrites meanwhile.  [default: beside each disk]"
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be read, per disk.")] = False,
     passphrase_file: PassphraseFileOption = None,
     quiet: QuietOption = False,
@@ -64,7 +70,14 @@ def vm(
 
         with shown(quiet=quiet) as progress:
             made = backup_vm(
-                repository, name, connect=connect, disks=disk or (), full=full, quiesce=quiesce, progress=progress
+                repository,
+                name,
+                connect=connect,
+                disks=disk or (),
+                full=full,
+                quiesce=quiesce,
+                scratch_directory=scratch_directory,
+                progress=progress,
             )
     return _finish(made, as_json=as_json)
 

@@ -39,6 +39,7 @@ class Disk:
     shareable: bool
     transient: bool
     chain: tuple[str, ...]
+    encrypted: bool = False
 
     @property
     def identity(self) -> str:
@@ -143,6 +144,15 @@ class Domain:
         return chosen
 
 
+def left_out(facts: Domain) -> list[str]:
+    """Return, in words, which hard disks of the VM no backup of it holds, and why."""
+    return [
+        f"disk {disk.target} is not in the backup: {disk.excluded}"
+        for disk in facts.disks
+        if disk.device == "disk" and disk.excluded and disk.source
+    ]
+
+
 def _with_volume_path(domain: Any, disk: Disk) -> Disk:
     """Return `disk` with the path of the volume that it is, where libvirt knows one."""
     if disk.type != "volume" or not disk.source:
@@ -196,6 +206,7 @@ def _disks(root: Element) -> Iterator[Disk]:
             shareable=element.find("shareable") is not None,
             transient=element.find("transient") is not None,
             chain=tuple(_chain(element)),
+            encrypted=element.find("encryption") is not None or element.find("source/encryption") is not None,
         )
 
 

@@ -26,8 +26,11 @@ from lab_backup.sources.source import Consistency
 
 
 def is_possible(disks: list[Disk]) -> bool:
-    """Tell whether all of `disks` are files or devices, which qemu-nbd can open without libvirt's knowledge."""
-    return all(disk.path is not None for disk in disks)
+    """Tell whether all of `disks` are plain files or devices, which qemu-nbd can open without libvirt's knowledge.
+
+    What is encrypted below the guest can be read in the clear only through QEMU, which libvirt gives the secret.
+    """
+    return all(disk.path is not None and not disk.encrypted for disk in disks)
 
 
 def check_images(disks: list[Disk], plans: list[DiskPlan]) -> list[DiskPlan]:

@@ -11,7 +11,7 @@ from lab_backup.nbd.tls import TlsCredentials
 from lab_backup.sources.libvirt import checkpoint
 from lab_backup.sources.libvirt.backup import VmBackup
 from lab_backup.sources.libvirt.connection import Hypervisor, shown
-from lab_backup.sources.libvirt.domain import Disk, Domain
+from lab_backup.sources.libvirt.domain import Disk, Domain, left_out
 from lab_backup.sources.libvirt.errors import translated
 from lab_backup.sources.libvirt.firmware import read_nvram, read_remote, read_tpm
 from lab_backup.sources.libvirt.guard_process import GuardProcess, Limits
@@ -152,11 +152,16 @@ class VmSource:
             domain = hypervisor.find(self._wanted)
             facts = Domain.read(domain)
             disks = facts.select(self._request.disks)
+            self.notes += left_out(facts)
             way = _way(facts, disks, self._request.method, local=hypervisor.is_local)
             try:
                 self._begin(facts, way(hypervisor, facts, disks, self._request, guard))
             except PullUnsupportedError as error:
-                if self._request.method is Method.PULL or not hypervisor.is_local:
+                if (
+                    self._request.method is Method.PULL
+                    or not hypervisor.is_local
+                    or any(disk.encrypted for disk in disks)
+                ):
                     raise
                 self._leave()
                 guard = GuardProcess(self._wanted)
@@ -178,10 +183,7 @@ class VmSource:
 
     def _leave(self) -> None:
         if self._open is not None:
-            backup = self._open[1]
-            backup.close()
-            self.warnings.extend(backup.warnings)
-            self.notes.extend(backup.notes)
+            self._open[1].close()
             self._open = None
 
     @property
@@ -191,6 +193,8 @@ class VmSource:
         return self._open
 
     def _begin(self, facts: Domain, backup: VmBackup) -> None:
+        # The lists are shared: what happens while the source is open is known before the backup is published.
+        backup.warnings, backup.notes = self.warnings, self.notes
         self._open = facts, backup
         backup.begin()
 
@@ -209,6 +213,11 @@ class VmSource:
 def _way(facts: Domain, disks: list[Disk], method: Method, *, local: bool) -> type[VmBackup]:
     """Return how to read `disks` of the VM, given its state and whether its images are within our reach."""
     if method is Method.SNAPSHOT and facts.running:
+        if any(disk.encrypted for disk in disks):
+            raise UsageError(
+                f"a disk of VM {facts.name!r} is encrypted below the guest, and the method `snapshot` reads its image",
+                hint="use the method `pull`",
+            )
         if not local:
             raise UsageError(
                 f"VM {facts.name!r} is not on this host, and the method `snapshot` reads its images",
