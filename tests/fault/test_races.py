@@ -1,21 +1,28 @@
 """Two or three actors, one bad moment each: the schedules that `docs/format/concurrency.md` argues about, played step by step."""
 
+import itertools
 from datetime import timedelta
 
 import pytest
 
-from lab_backup.errors import UsageError
+from lab_backup.errors import BusyError, UsageError
 from lab_backup.extent import Extent
 from lab_backup.operations.catalogue import BackupSummary
 from lab_backup.operations.collect import collect
-from lab_backup.operations.lifecycle import delete, undelete
+from lab_backup.operations.lifecycle import delete, protect, undelete
+from lab_backup.operations.repositories import add_key, remove_key
 from lab_backup.operations.verify import VerifyResult, verify
+from lab_backup.repository import keys
 from lab_backup.repository.backups import Backups
-from lab_backup.repository.errors import LostRaceError
+from lab_backup.repository.errors import LostRaceError, RepositoryExistsError
+from lab_backup.repository.keys import KeySlot
+from lab_backup.repository.repository import create_repository, open_repository
 from lab_backup.repository.session import BackupSession
+from lab_backup.repository.unlock import read_slots
 from lab_backup.storage.base import StorageBackend
+from lab_backup.storage.memory import MemoryStorage
 from support.engine import CHUNK, MemoryDisk, back_up, restored
-from support.stage import Stage, blocks, collector, gc, writer
+from support.stage import Actor, Stage, blocks, collector, gc, writer
 
 HOUR = 3600
 
@@ -262,8 +269,8 @@ def test_removed_packs_stay_removed_when_a_collector_sleeps_before_it_publishes_
     slow = collector(stage)
     slow.run_to("upload index/")
     with stage.open() as repository:
-        for backup in Backups(repository).all():
-            delete(repository, backup.id, now=True)
+        for held in Backups(repository).all():
+            delete(repository, held.id, now=True)
     for _ in range(30):
         stage.pass_time(hours=25)
         gc(stage)
@@ -271,3 +278,77 @@ def test_removed_packs_stay_removed_when_a_collector_sleeps_before_it_publishes_
     slow.finish()
     backup = writer(stage, blocks(1, 2, 3)).finish()
     assert_whole(stage, backup.backup, blocks(1, 2, 3))
+
+
+def test_protection_and_deletion_at_once_do_not_both_succeed(stage: Stage) -> None:
+    """Of somebody who protects a backup and somebody who deletes it for good in the same moment, at least one is told."""
+    for order in itertools.product((True, False), repeat=6):
+        with stage.open() as repository:
+            backup = back_up(repository, blocks(1, 2)).backup
+
+        def remove(storage: StorageBackend, backup: str = backup) -> None:
+            with stage.open(storage) as repository:
+                delete(repository, backup, now=True)
+
+        def keep(storage: StorageBackend, backup: str = backup) -> None:
+            with stage.open(storage) as repository:
+                protect(repository, backup)
+
+        remover, keeper = stage.actor(remove, name="remover"), stage.actor(keep, name="keeper")
+        remover.run_to("upload marks/")
+        keeper.run_to("upload marks/")
+        for first in order:
+            for one in (remover, keeper) if first else (keeper, remover):
+                if not one.finished:
+                    one.step()
+        while not (remover.finished and keeper.finished):
+            for one in (remover, keeper):
+                if not one.finished:
+                    one.step()
+        assert remover.error or keeper.error
+        assert (f"manifests/{backup}" in stage.paths("manifests")) == (
+            keeper.error is None or remover.error is not None
+        )
+
+
+def test_two_who_remove_the_last_two_keys_leave_one(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds that the other one removed the other key puts his own back."""
+    monkeypatch.setattr(keys, "MEMORY_KIB", 64)
+    storage = MemoryStorage()
+    create_repository(storage, passphrase="one")
+    with open_repository(storage, passphrase="one", cache_directory=stage.directory) as repository:
+        add_key(repository, "two", label="two")
+        stage.config, stage.keys, stage.storage = repository.config, repository.keys, storage
+    first, second = read_slots(storage)
+
+    def remove(slot: KeySlot) -> Actor[None]:
+        def work(staged: StorageBackend) -> None:
+            with stage.open(staged) as repository:
+                remove_key(repository, slot.id)
+
+        return stage.actor(work)
+
+    both = remove(first), remove(second)
+    for one in both:
+        one.run_to("delete keys/")
+    while not all(one.finished for one in both):
+        for one in both:
+            if not one.finished:
+                one.step()
+    assert any(isinstance(one.error, BusyError) for one in both)
+    assert read_slots(storage)
+
+
+def test_two_who_make_a_repository_at_once_make_one(stage: Stage) -> None:
+    """The loser is told, and leaves no key behind that is not the repository's."""
+    stage.storage = storage = MemoryStorage()
+    both = [stage.actor(lambda staged: create_repository(staged, passphrase=None)) for _ in range(2)]
+    for one in both:
+        one.run_to("create ")
+    while not all(one.finished for one in both):
+        for one in both:
+            if not one.finished:
+                one.step()
+    assert [type(one.error) for one in both].count(RepositoryExistsError) == 1
+    assert len(stage.paths("keys")) == 1
+    open_repository(storage, passphrase=None, cache_directory=stage.directory).close()

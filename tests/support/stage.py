@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from random import Random
 from typing import Any, Generic, Self, TypeVar
 
 import pytest
@@ -72,6 +71,7 @@ def single_threaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (check, disk_writer, packer, reader, repository):
         monkeypatch.setattr(module, "ThreadPoolExecutor", InlineExecutor)
     small_packs(monkeypatch)
+    monkeypatch.setattr(repository, "RESERVE_SIZE", 1024)
 
 
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ class Actor(Generic[T]):
         self.result: T | None = None
         self.error: BaseException | None = None
         self._work = work
-        self._killed = False
+        self.killed = False
         self._turn = threading.Lock()
         self._done = threading.Lock()
         self._turn.acquire()
@@ -171,7 +171,7 @@ class Actor(Generic[T]):
     def _run(self) -> None:
         self._turn.acquire()
         try:
-            if not self._killed:
+            if not self.killed:
                 self.result = self._work(StagedStorage(self))
         except BaseException as error:  # noqa: BLE001  the test looks at it
             self.error = error
@@ -181,11 +181,11 @@ class Actor(Generic[T]):
 
     def wait(self, call: str) -> None:
         """Stand before `call` until the next turn; for the actor's own thread."""
-        if not self._killed:
+        if not self.killed:
             self.call = call
             self._done.release()
             self._turn.acquire()
-        if self._killed:
+        if self.killed:
             raise CrashError(f"{self.name} was killed before: {call}")
 
     def step(self) -> None:
@@ -211,7 +211,7 @@ class Actor(Generic[T]):
 
     def kill(self) -> None:
         """End him here, as kill -9 does: whatever he does from now on does not reach the storage."""
-        self._killed = True
+        self.killed = True
         while self.call is not None:
             self.step()
         self._thread.join()
@@ -274,7 +274,7 @@ class StagedStorage(StorageBackend):
         return iter([info for info in first if _early(info.path)] + [info for info in second if not _early(info.path)])
 
     def _is_listed(self, info: ObjectInfo) -> bool:
-        share = Random(zlib.crc32(info.path.encode())).random()
+        share = zlib.crc32(info.path.encode()) / 2**32  # some are late, others less so
         return self._stage.clock.now - info.modified >= self._stage.lag * share
 
     def stat(self, path: str) -> ObjectInfo:

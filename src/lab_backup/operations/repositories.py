@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from platformdirs import user_cache_path
 
-from lab_backup.errors import AmbiguousError, NotFoundError, UsageError
+from lab_backup.errors import AmbiguousError, BusyError, NotFoundError, UsageError
 from lab_backup.repository import repository as engine
 from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, Config, check_chunk_size
@@ -163,7 +163,13 @@ def remove_key(repository: Repository, key_id: str) -> KeyInfo:
             "this is the last sound key: without it nobody could open the repository",
             hint="add another one first: lab-backup repo keys add",
         )
-    repository.storage.delete(f"{KEYS}/{fitting[0].id}")
+    path = f"{KEYS}/{fitting[0].id}"
+    slot = repository.storage.read(path)
+    repository.storage.delete(path)
+    # Two of us at once may each have seen the other's key: whoever finds none left puts his back.
+    if not any(slot.intact and slot.kind == fitting[0].kind for slot in read_slots(repository.storage)):
+        repository.storage.create(path, slot)
+        raise BusyError("somebody else is removing keys at this moment", hint="list the keys, then try again")
     return _key_info(fitting[0])
 
 

@@ -44,11 +44,14 @@ class Backups:
         self.damaged: dict[str, Unreadable] = {}  # object paths that the last listing could not read
 
     def all(self) -> list[Backup]:
-        """Return every readable backup, oldest first; what is not readable is left in `damaged`."""
+        """Return every readable backup, oldest first; what is not readable is left in `damaged`.
+
+        One that is dated later than the storage got it was made by a host whose clock is ahead: then the storage's time counts.
+        """
         self.damaged = {}
-        paths = {info.path for info in self._repository.storage.list(manifests.PREFIX)}
+        stored = {info.path: info.modified for info in self._repository.storage.list(manifests.PREFIX)}
         found = {}
-        for path, payload in self._repository.read_cached(Kind.MANIFEST, manifests.PREFIX, paths):
+        for path, payload in self._repository.read_cached(Kind.MANIFEST, manifests.PREFIX, set(stored)):
             try:
                 found[path] = self._decode(path, payload)
             except (DamagedError, NewerVersionError) as error:
@@ -57,7 +60,9 @@ class Backups:
         backups = [
             Backup(manifest, states.get(manifest.backup, State()), checksum) for manifest, checksum in found.values()
         ]
-        return sorted(backups, key=lambda backup: (backup.manifest.when, backup.id))
+        return sorted(
+            backups, key=lambda backup: (min(backup.manifest.when, stored[manifests.path(backup.id)]), backup.id)
+        )
 
     def _decode(self, path: str, payload: bytes | Unreadable) -> tuple[Manifest, str]:
         if isinstance(payload, (DamagedError, NewerVersionError)):

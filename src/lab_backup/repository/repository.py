@@ -104,6 +104,11 @@ def create_repository(
             raise RepositoryExistsError(
                 f"{storage.url} is a repository already", hint="use it as it is, or choose another place"
             )
+        if all(info.path == RESERVE or info.path.startswith(f"{KEYS}/") for info in storage.list()):
+            raise UsageError(
+                f"{storage.url} holds what is left of a repository whose making was interrupted",
+                hint="nothing is in it: if nobody is making it at this moment, remove the content of the place and try again",
+            )
         raise UsageError(
             f"{storage.url} is not empty: it holds {present.path}", hint="choose an empty place for the repository"
         )
@@ -119,11 +124,20 @@ def create_repository(
         format=config_object.FORMAT, version=config_object.VERSION, id=repository_id, created=created,
         encryption="none" if passphrase is None else "aes-256-gcm", chunk_size=chunk_size, compression=compression, grace=grace,
     ).sealed(keys.metadata)  # fmt: skip
+    made: list[str] = []
     try:
-        storage.create(f"{KEYS}/{slot.id}", msgspec.json.encode(slot))
-        storage.create(RESERVE, secrets.token_bytes(RESERVE_SIZE))
-        storage.create(config_object.PATH, config.encode())
-    except ObjectExistsError as error:
+        for path, data in (
+            (f"{KEYS}/{slot.id}", msgspec.json.encode(slot)),
+            (RESERVE, secrets.token_bytes(RESERVE_SIZE)),
+            (config_object.PATH, config.encode()),
+        ):
+            storage.create(path, data)
+            made.append(path)
+    except (ObjectExistsError, NoSpaceError) as error:
+        for path in made:
+            storage.delete(path)
+        if isinstance(error, NoSpaceError):
+            raise
         raise RepositoryExistsError(f"{storage.url} was made a repository by somebody else this very moment") from error
     return config
 
