@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,15 @@ from lab_backup.demo.disk import DiskSpec, make_disk, make_empty_disk
 from lab_backup.demo.hypervisor import Hypervisor
 from lab_backup.demo.machine import Guest, define_guest
 from lab_backup.errors import BusyError
+from lab_backup.sources.libvirt import ownership
 from lab_backup.sources.libvirt.bitmap import in_image
 from lab_backup.sources.libvirt.checkpoint import belongs_to
 from lab_backup.sources.libvirt.errors import HypervisorError, LostBackupError, QuiesceError
 from lab_backup.sources.libvirt.guard_process import Limits
+from lab_backup.sources.libvirt.ownership import Owner
 from lab_backup.sources.libvirt.pull import PullBackup
+from lab_backup.sources.libvirt.request import Request
+from lab_backup.sources.libvirt.takeover import clear_the_way
 from lab_backup.sources.source import Consistency, OpenSource, Quiesce
 from lab_backup.units import KiB, MiB
 from support.vm_backup import Repository, disk_content, guards, kill_backup_at, traces
@@ -153,6 +159,28 @@ def test_a_backup_that_died_together_with_its_guard_is_cleaned_up_by_the_next(
     assert taken.incremental["vda"]
     assert any("ended the job that backup killed" in note for note in taken.notes)
     assert not [name for name in checkpoints(running) if "killed" in name]
+
+
+def test_a_claim_of_another_host_is_broken_when_it_ran_out_and_does_not_move(running: Guest) -> None:
+    """An expired claim is watched for a while, since clocks differ: one that is renewed meanwhile is alive."""
+    request = Request(repository_id="r", backup_id="b")
+    past = datetime.now(UTC) - timedelta(hours=1)
+    theirs = replace(Owner.new("other", "theirs", now=past), host="elsewhere", process="boot/pid/1/1")
+    ownership.write(running.domain, theirs)
+    assert clear_the_way(running.domain, request, local=True, watch=1) == []
+    assert ownership.read(running.domain) is None
+
+    ownership.write(running.domain, theirs)
+    renew = threading.Timer(0.5, lambda: ownership.write(running.domain, theirs.renewed(past + timedelta(seconds=30))))
+    renew.start()
+    with pytest.raises(BusyError, match="theirs on elsewhere"):
+        clear_the_way(running.domain, request, local=True, watch=3)
+    renew.join()
+
+    ownership.write(running.domain, theirs.renewed(datetime.now(UTC)))
+    with pytest.raises(BusyError, match="theirs on elsewhere"):
+        clear_the_way(running.domain, request, local=True, watch=0)
+    ownership.write(running.domain, None)
 
 
 @pytest.mark.usefixtures("running")

@@ -67,6 +67,7 @@ class VmBackup(ABC):
 
     def check(self) -> None:
         """Raise LostBackupError if the disks are no longer what they were, or are not ours any more."""
+        self._guard.alive()
         if (trouble := self._guard.trouble()) is not None:
             raise LostBackupError(f"the backup of VM {self._facts.name!r} was ended: {trouble}")
         self.check_disks(self._hypervisor.domain(self._facts.uuid))

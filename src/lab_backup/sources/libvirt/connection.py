@@ -75,7 +75,7 @@ def shown(uri: str) -> str:
 
 
 class Hypervisor:
-    """A libvirt connection that opens itself again after the daemon was restarted."""
+    """A libvirt connection that opens itself again after the daemon was restarted. Thread-safe."""
 
     def __init__(self, uri: str, *, timeout: float = OPEN_TIMEOUT) -> None:
         """Connect to `uri` within `timeout` seconds.
@@ -84,6 +84,7 @@ class Hypervisor:
         """
         self.uri = uri
         self._timeout = timeout
+        self._lock = threading.Lock()
         self._connection: Any = self._open()
 
     @property
@@ -108,6 +109,10 @@ class Hypervisor:
     @property
     def connection(self) -> Any:
         """The virConnect, a living one: one that died is opened again, for which the daemon has a minute."""
+        with self._lock:
+            return self._living()
+
+    def _living(self) -> Any:
         if self._is_alive():
             return self._connection
         self.close()

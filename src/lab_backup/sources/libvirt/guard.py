@@ -107,6 +107,9 @@ class Guard:
         left, deadline, pause = self._report.left, time.monotonic() + GIVE_UP, 0.5
         while True:
             left, problems = clean_up(self._hypervisor, left)
+            if not problems and self._report.left.resume:  # a guest may stop a moment after what stopped it is gone
+                time.sleep(TICK)
+                left, problems = clean_up(self._hypervisor, left.replace(resume=True))
             if not problems:
                 with suppress(LabBackupError):
                     release(self._hypervisor, left)
@@ -141,7 +144,6 @@ class Guard:
         with suppress(LabBackupError, libvirt.libvirtError):
             state, reason = self._domain().state()
             if state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR:
-                self._report = msgspec.structs.replace(self._report, left=self._report.left.replace(resume=True))
                 return "the guest was stopped by an input/output error, as if the scratch space were full"
         return None
 

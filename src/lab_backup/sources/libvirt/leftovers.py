@@ -23,7 +23,8 @@ _OURS = re.compile(r"lab-backup-[0-9a-z-]+\.(scratch|sock|overlay)|lab-backup-[0
 class Leftovers(msgspec.Struct, frozen=True):
     """What must not outlive the backup. Everything named here is, or may be, there.
 
-    `destroy`: the VM was off, and is started but paused. `resume`: it was stopped by an error that is our fault. `frozen`: the guest was told to freeze and not yet known to be thawed. `job`: a pull job of the claim `token` runs.
+    `destroy`: the VM was off, and is started but paused. `resume`: should it be stopped by an
+    input/output error, as when the scratch space is full, it was running before. `frozen`: the guest was told to freeze and not yet known to be thawed. `job`: a pull job of the claim `token` runs.
     `overlays`: disks of the VM write to temporary overlays of ours.
     `checkpoint`: the one that no committed backup needs. `files` and `directories` carry names of our own making.
     """
@@ -125,6 +126,7 @@ def _destroy(domain: Any) -> None:
 
 
 def _resume(domain: Any) -> None:
+    """Let a guest go on that an error has stopped; QEMU then does again what had failed."""
     state, reason = domain.state()
     if state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR:
         domain.resume()

@@ -21,7 +21,7 @@ import libvirt
 from defusedxml.ElementTree import ParseError, fromstring
 
 from lab_backup.errors import BusyError
-from lab_backup.sources.libvirt.errors import translated
+from lab_backup.sources.libvirt.errors import translate, translated
 
 NAMESPACE = "urn:lab-backup:owner:1"
 _PREFIX = "lab-backup"
@@ -129,8 +129,7 @@ def read(domain: Any) -> Owner | None:
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
             return None
-        with translated("see whether another backup of the VM is running"):
-            raise
+        raise translate(error, "see whether another backup of the VM is running") from error
     return Owner.from_xml(text)
 
 

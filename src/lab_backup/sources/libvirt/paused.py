@@ -28,4 +28,4 @@ class PausedBackup(PullBackup):
         self._chosen = self._facts.select(self._request.disks)
         self.export(domain, guard)
         self.consistency = Consistency.OFFLINE
-        self.notes = [note for note in self.notes if "paused" not in note]
+        self.notes[:] = [note for note in self.notes if "paused" not in note]

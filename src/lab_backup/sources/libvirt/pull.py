@@ -64,6 +64,7 @@ class PullBackup(VmBackup):
         check_space(directories, self._request.limits.scratch_reserve)
         left = guard.left.replace(
             job=True,
+            resume=not self._facts.paused,
             checkpoint=self._checkpoint,
             files=tuple(map(str, (*scratch.values(), *transport.files))),
             directories=tuple(map(str, transport.directories)),

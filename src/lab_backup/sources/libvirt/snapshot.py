@@ -37,7 +37,10 @@ class SnapshotBackup(VmBackup):
         directories = {path.parent for path in self._overlays.values()}
         check_space(directories, self._request.limits.scratch_reserve)
         files = tuple(map(str, self._overlays.values()))
-        guard.update(guard.left.replace(overlays=True, files=files), watched=tuple(map(str, directories)))
+        guard.update(
+            guard.left.replace(overlays=True, resume=not self._facts.paused, files=files),
+            watched=tuple(map(str, directories)),
+        )
         self.frozen(domain, guard, lambda: self._snapshot(domain))
         self.disks = [self._open(disk, plan, guard) for disk, plan in zip(self._chosen, self._plans, strict=True)]
 
