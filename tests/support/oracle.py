@@ -22,13 +22,16 @@ class Oracle:
         self._needed: dict[str, frozenset[bytes]] = {}
         self._ids: dict[bytes, frozenset[bytes]] = {}
         self.lost: list[str] = []
+        for path in stage.paths("index"):
+            self._observe("upload", path)
         stage.observers.append(self._observe)
 
-    def watch(self, backup: str, content: bytes) -> None:
-        """Insist from now on that `backup` can be restored to `content`, for as long as its manifest is there."""
-        if content not in self._ids:
-            self._ids[content] = frozenset(self.ids(content))
-        self._needed[backup] = self._ids[content]
+    def watch(self, backup: str, *contents: bytes) -> None:
+        """Insist from now on that `backup` can be restored to disks and files of these contents, for as long as its manifest is there."""
+        for content in contents:
+            if content not in self._ids:
+                self._ids[content] = frozenset(self.ids(content))
+        self._needed[backup] = frozenset[bytes]().union(*(self._ids[content] for content in contents))
         self.check(f"publication of {backup}")
 
     def ids(self, content: bytes) -> set[bytes]:
