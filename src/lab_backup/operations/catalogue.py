@@ -68,6 +68,15 @@ def summary(backup: Backup) -> BackupSummary:
     )
 
 
+def unreadable_summary(backup_id: str) -> BackupSummary:
+    """Return what can be said of a backup whose manifest cannot be read: its id."""
+    return BackupSummary(
+        backup=backup_id, time="", source="unknown", source_kind="", source_id="", host="", kind="", consistency="",
+        bytes_total=0, bytes_read=0, bytes_stored=0, duration_seconds=0.0, parent=None, checksum="",
+        protected=False, archived=False, deleted=None, tags=(), verified=None, disks=(), files=(), warnings=(), notes=(),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """Backups, oldest first, and what of the repository could not be read: object path → what is wrong with it."""

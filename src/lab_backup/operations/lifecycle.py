@@ -4,11 +4,12 @@ import getpass
 import socket
 from datetime import UTC, datetime
 
-from lab_backup.errors import UsageError
-from lab_backup.operations.catalogue import BackupSummary, summary
+from lab_backup.errors import AmbiguousError, UsageError
+from lab_backup.operations.catalogue import BackupSummary, summary, unreadable_summary
+from lab_backup.repository import manifest as manifests
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.collect import UNDO_MARGIN
-from lab_backup.repository.errors import ProtectedError
+from lab_backup.repository.errors import DamagedError, ProtectedError
 from lab_backup.repository.marks import MarkKind, fold
 from lab_backup.repository.repository import Repository
 
@@ -30,11 +31,17 @@ def _record(backups: Backups, backup_id: str, kind: MarkKind, *, value: bool) ->
 def delete(repository: Repository, spec: str, *, now: bool = False) -> BackupSummary:
     """Mark a backup as deleted; until the grace period ends, `undelete` takes that back. Other backups are not touched.
 
-    With `now` it is gone at once and for good; its space comes back by `gc`. Works on a full storage.
-    Raises ProtectedError, BackupNotFoundError, AmbiguousError.
+    With `now` it is gone at once and for good; its space comes back by `gc`. Works on a full storage. A backup whose manifest is
+    damaged can be deleted `now` only: it is given up, so that collections, which cannot tell what it needs, run again.
+    Raises ProtectedError, BackupNotFoundError, AmbiguousError, DamagedError.
     """
     backups = Backups(repository)
-    backup = backups.find(spec)
+    try:
+        backup = backups.find(spec)
+    except DamagedError:
+        if not now:
+            raise
+        return _give_up(backups, spec)
     _refuse_protected(backup)
     if backup.state.deleted is None:
         _record(backups, backup.id, "deleted", value=True)
@@ -49,6 +56,28 @@ def delete(repository: Repository, spec: str, *, now: bool = False) -> BackupSum
         backups.remove(backup.id)
         return summary(marked)
     return summary(backups.find(backup.id))
+
+
+def _unreadable(backups: Backups, spec: str) -> str:
+    """Return the id of the backup that `spec` names among those whose manifests the last listing could not read."""
+    fitting = sorted(
+        backup_id for path in backups.damaged if (backup_id := manifests.id_of(path)) and backup_id.startswith(spec)
+    )
+    if len(fitting) > 1:
+        raise AmbiguousError(f"{spec} fits {', '.join(fitting)}", hint="give more characters")
+    return fitting[0]
+
+
+def _give_up(backups: Backups, spec: str) -> BackupSummary:
+    backup_id = _unreadable(backups, spec)
+    state = fold(backups.marks(backup_id))
+    if state.protected or state.archived:
+        raise ProtectedError(
+            f"backup {backup_id[:12]}, whose manifest is damaged, is protected or archived",
+            hint="take that back first: lab-backup unprotect",
+        )
+    backups.remove(backup_id)
+    return unreadable_summary(backup_id)
 
 
 def _refuse_protected(backup: Backup) -> None:
@@ -94,8 +123,13 @@ def protect(repository: Repository, spec: str) -> BackupSummary:
 
 
 def unprotect(repository: Repository, spec: str) -> BackupSummary:
-    """Allow deletion again."""
+    """Allow deletion again, also of a backup whose manifest is damaged."""
     backups = Backups(repository)
-    backup = backups.find(spec)
+    try:
+        backup = backups.find(spec)
+    except DamagedError:
+        backup_id = _unreadable(backups, spec)
+        _record(backups, backup_id, "protected", value=False)
+        return unreadable_summary(backup_id)
     _record(backups, backup.id, "protected", value=False)
     return summary(backups.find(backup.id))

@@ -100,6 +100,7 @@ class Checker:
         Which share depends on `day`: runs on 1/share days in a row read everything once. Storage errors pass through:
         a storage that cannot be reached is not damage.
         """
+        self._repository.synchronise()
         whole = backups is None
         chosen = self._backups.all() if backups is None else backups
         if whole:

@@ -116,6 +116,12 @@ def path(backup_id: str) -> str:
     return f"{PREFIX}/{backup_id}"
 
 
+def id_of(object_path: str) -> str | None:
+    """Return the id of the backup whose manifest is the object `object_path`, None where it is no manifest."""
+    prefix, _, backup_id = object_path.rpartition("/")
+    return backup_id if prefix == PREFIX and is_id(backup_id) else None
+
+
 def encode(manifest: Manifest) -> bytes:
     """Return the manifest as JSON."""
     return msgspec.json.encode(manifest)
