@@ -236,14 +236,14 @@ class Checker:
             for _ in self._reader.read_blobs(places, PackKind.DATA):
                 pass
         except DamagedError:
-            return len(places), size, self._one_by_one(places)
+            return len(places), size, self._one_by_one(places, PackKind.DATA)
         return len(places), size, {}
 
-    def _one_by_one(self, places: list[Location]) -> dict[bytes, tuple[str, bool, int | None]]:
+    def _one_by_one(self, places: list[Location], kind: PackKind) -> dict[bytes, tuple[str, bool, int | None]]:
         bad: dict[bytes, tuple[str, bool, int | None]] = {}
         for place in places:
             try:
-                for _ in self._reader.read_blobs([place], self._repository.cache.pack(place.pack).kind):
+                for _ in self._reader.read_blobs([place], kind):
                     pass
             except DamagedError as error:
                 bad[place.entry.id] = (str(error), False, place.pack)
@@ -263,7 +263,7 @@ class Checker:
             elif not self._pack_is_whole(place):
                 self._bad_blobs[identity] = self._of_pack(place)
             elif place.pack != number or missing:
-                self._bad_blobs.update(self._one_by_one([place]))
+                self._bad_blobs.update(self._one_by_one([place], cache.pack(place.pack).kind))
             else:
                 self._bad_blobs[identity] = (words, missing, number)
         return there
