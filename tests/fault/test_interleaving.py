@@ -28,17 +28,22 @@ from lab_backup.repository.errors import DamagedError, LostRaceError, ProtectedE
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.session import BackupSession
 from lab_backup.storage.base import StorageBackend
-from support.engine import CHUNK, MemoryDisk, MemoryExport, MemorySource, restored
+from support.engine import CHUNK, MemoryDisk, MemoryExport, MemorySource, back_up, restored
 from support.oracle import Oracle
-from support.stage import Actor, Stage, collector, single_threaded
+from support.stage import Actor, Stage, blocks, collector, single_threaded
 
 RUNS = int(os.environ.get("LAB_BACKUP_RUNS", "20"))  # a test; there are eight
 ACTS = 16  # operations in a run
+MOST_AT_ONCE = 5
+# The moments between a look and what is done because of it.
+BRINKS = (
+    "create manifests/", "upload index/", "upload packs/", "upload removed/", "upload condemned/", "upload marks/", "delete ", "list ",
+)  # fmt: skip
 SOURCES = ("one", "two", "wide")
 
 
 class Run:
-    """One run: `play` lets up to four actors at a time do ACTS operations in all, in random turns."""
+    """One run: `play` lets a few actors at a time do ACTS operations in all, in random turns."""
 
     def __init__(self, seed: int, directory: Path, *, calm: bool, lag: bool) -> None:
         """Prepare. With `lag`, lists show objects up to nine minutes late, and as they are at two moments."""
@@ -47,12 +52,15 @@ class Run:
         self.stage = Stage(directory)
         self.stage.lag = timedelta(minutes=9 if lag else 0)
         self.stage.torn_lists = lag
-        self.oracle = Oracle(self.stage)
         self.contents: dict[str, bytes] = {}  # by backup, as soon as its writer begins
         self.kept: set[str] = set()  # published, and nobody has asked for its deletion
         self.writers: set[str] = set()
+        self.asleep: dict[str, float] = {}  # actors by name, and until when
+        self.sleepers: set[str] = set()  # actors who slept for so long that what they knew is no longer so
         self.standing: dict[str, float] = {}  # threads whose own clock stands still, and where
         self.now = {name: self._content(name) for name in SOURCES}
+        self._leave_garbage()
+        self.oracle = Oracle(self.stage)
         self.log: list[str] = []
 
     # --- what there is to do ---
@@ -63,6 +71,14 @@ class Run:
         if name == "wide":
             return b"".join(chunk + bytes(CHUNK * 23) for chunk in chunks)
         return b"".join(chunks)
+
+    def _leave_garbage(self) -> None:
+        """Begin with old packs that nobody refers to, but that hold what will be needed again."""
+        with self.stage.open() as repository:
+            for first in range(0, 24, 4):
+                made = back_up(repository, blocks(*range(first, first + 4)), name="garbage")
+                delete(repository, made.backup, now=True)
+        self.stage.pass_time(hours=30)
 
     def _changed(self, name: str) -> bytes:
         content = bytearray(self.now[name])
@@ -125,7 +141,7 @@ class Run:
         return work
 
     def _collect(self) -> Callable[[Repository], None]:
-        grace = self.random.choice((None, 3600))
+        grace = self.random.choice((None, 3600, 3600))
         return lambda repository: _ignore(collect(repository, grace=grace))
 
     def _verify(self) -> Callable[[Repository], None]:
@@ -167,7 +183,7 @@ class Run:
     def _enter(self, caches: list[Path]) -> Actor[None]:
         kinds = [
             (self._back_up, 6), (self._delete, 3), (self._undelete, 1), (self._protect, 1),
-            (self._collect, 4), (self._verify, 1), (self._restore, 1),
+            (self._collect, 6), (self._verify, 1), (self._restore, 1),
         ]  # fmt: skip
         make = self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
         act = make()
@@ -193,14 +209,20 @@ class Run:
         active: list[Actor[None]] = []
         left = ACTS
         while left or active:
-            if left and len(active) < 4 and self.random.random() < 0.03 + (not active):
-                active.append(self._enter(caches))
+            awake = [actor for actor in active if self.asleep.get(actor.name, 0) <= self.stage.clock.seconds()]
+            if left and len(active) < MOST_AT_ONCE and (not awake or self.random.random() < 0.1):
+                awake.append(self._enter(caches))
+                active.append(awake[-1])
                 left -= 1
-            self._pass_time(active)
-            actor = self.random.choice(active)
+            if not awake:
+                until = min(self.asleep[actor.name] for actor in active)
+                self.stage.pass_time(minutes=(until - self.stage.clock.seconds()) / 60 + 0.01)
+                continue
+            self._pass_time()
+            actor = self.random.choice(awake)
             for _ in range(self.random.choice((1, 1, 3, 10, 40))):
                 actor.step()
-                if actor.finished:
+                if actor.finished or self._falls_asleep(actor):
                     break
             if not self.calm and self.random.random() < 0.002:
                 self.log.append(f"{actor.name} is killed before: {actor.call}")
@@ -208,19 +230,37 @@ class Run:
             if actor.finished:
                 active.remove(actor)
                 self._look_at(actor)
+                self._pass_hours(active)
         assert not self.oracle.lost, self.oracle.lost
         self._end()
 
-    def _pass_time(self, active: list[Actor[None]]) -> None:
-        dice = self.random.random()
+    def _falls_asleep(self, actor: Actor[None]) -> bool:
+        """Let some pause where it hurts most, others meanwhile going on; whether this one does."""
+        call = actor.call or ""
+        likely = 0.5 if call.startswith("create manifests/") else 0.15 if call.startswith(BRINKS) else 0
+        if self.random.random() >= likely:
+            return False
+        minutes = self.random.choice((5, 20, 70, 130, 1500, 1600, 3100))
+        if actor.name in self.writers and self.calm:
+            minutes = 2
+        if minutes > 60:
+            self.sleepers.add(actor.name)
+        self.asleep[actor.name] = self.stage.clock.seconds() + 60 * minutes
+        if self.random.random() < 0.3:
+            self.standing[actor.name] = self.stage.clock.seconds()  # its host is suspended
+        self.log.append(
+            f"{self.stage.clock.now:%d %H:%M} {actor.name} sleeps for {minutes} minutes before: {actor.call}"
+        )
+        return True
+
+    def _pass_time(self) -> None:
+        if self.random.random() < 0.02:
+            self.stage.pass_time(minutes=self.random.uniform(0.1, 1))
+
+    def _pass_hours(self, active: list[Actor[None]]) -> None:
         busy = any(actor.name in self.writers for actor in active)
-        if dice < 0.01:
-            self.stage.pass_time(minutes=self.random.uniform(0.1, 4))
-        elif dice < (0.025 if not busy else 0.0 if self.calm else 0.012):
-            hours = self.random.choice((0.3, 1.1, 2, 13, 25, 26, 60))
-            if self.random.random() < 0.3:
-                for actor in active:  # their hosts were suspended
-                    self.standing[actor.name] = self.stage.clock.seconds()
+        if self.random.random() < 0.4 and not (busy and self.calm):
+            hours = self.random.choice((0.3, 1.1, 1.1, 2, 13, 25))
             self.stage.pass_time(hours=hours)
             self.log.append(f"{hours} hours pass: {self.stage.clock.now:%d %H:%M}")
 
@@ -235,11 +275,19 @@ class Run:
             "_undelete": (UsageError, NotFoundError),
             "_protect": (UsageError, NotFoundError),
             "_restore": (NotFoundError,),
-            # Where lists lag, the index of a fresh backup may be missing still: then nothing is collected.
-            "_collect": (DamagedError,) if self.stage.lag else (),
+            "_collect": (DamagedError,) if self._may_give_up(actor) else (),
         }
         if not isinstance(error, LabBackupError) or not isinstance(error, allowed.get(kind, ())):
             raise error
+
+    def _may_give_up(self, actor: Actor[None]) -> bool:
+        """Whether a collector may have met what it cannot read. Then it has removed nothing.
+
+        That is: an index that lists do not show yet, trees that moved again and again while it slept, or a backup that was published too late
+        and is about to be withdrawn.
+        """
+        manifests = {path.removeprefix("manifests/") for path in self.stage.paths("manifests")}
+        return bool(self.stage.lag) or actor.name in self.sleepers or not manifests <= self.oracle.watched
 
     def _end(self) -> None:
         """Check that what nobody deleted is whole, and that in time all garbage goes."""

@@ -352,3 +352,33 @@ def test_two_who_make_a_repository_at_once_make_one(stage: Stage) -> None:
     assert [type(one.error) for one in both].count(RepositoryExistsError) == 1
     assert len(stage.paths("keys")) == 1
     open_repository(storage, passphrase=None, cache_directory=stage.directory).close()
+
+
+@pytest.mark.parametrize("lag", [0, 9], ids=["consistent", "lagging"])
+def test_another_process_that_reloads_the_shared_cache_fails_nobody(stage: Stage, lag: int) -> None:
+    """A cache that is thrown away at the very moment in which a writer works out what it relies on is not taken for lost packs."""
+    with stage.open() as repository:
+        back_up(repository, blocks(1, 2, 3), name="other")
+    stage.pass_time(hours=1)
+    stage.lag = timedelta(minutes=lag)
+    cache = stage.directory / "shared"
+
+    def write(storage: StorageBackend) -> BackupSummary:
+        with stage.open(storage, cache=cache) as repository:
+            return back_up(repository, blocks(1, 2, 3, 4, 5))
+
+    def reload(storage: StorageBackend) -> None:
+        with stage.open(storage, cache=cache) as repository:
+            repository.reload()
+
+    one, other = stage.actor(write), stage.actor(reload)
+    for _ in range(2):  # a new process and its first reload both begin with the lists of condemned packs
+        other.run_to("list condemned")
+    one.run_to("upload index/")
+    one.run_to("list index")
+    other.kill()
+    with stage.open(cache=cache) as repository:
+        repository.cache.clear()
+    backup = one.finish()
+    stage.pass_time(hours=1)
+    assert_whole(stage, backup.backup, blocks(1, 2, 3, 4, 5))

@@ -34,6 +34,11 @@ class Oracle:
         self._needed[backup] = frozenset[bytes]().union(*(self._ids[content] for content in contents))
         self.check(f"publication of {backup}")
 
+    @property
+    def watched(self) -> set[str]:
+        """The backups that are watched."""
+        return set(self._needed)
+
     def ids(self, content: bytes) -> set[bytes]:
         """Return the ids of all chunks and nodes that a disk with this content is made of, as `docs/format/trees.md` says."""
         keys = self._stage.keys

@@ -287,11 +287,16 @@ class IndexCache:
             for name in names:
                 txn.delete(name.encode(), db=self._indexes)
 
-    def set_states(self, *, removed: Iterable[bytes], condemned: Iterable[bytes]) -> None:
-        """Work out each pack's state anew: alive if an index object names it, unless it was removed or condemned."""
+    def set_states(self, *, removed: Iterable[bytes], condemned: Iterable[bytes]) -> set[str]:
+        """Work out each pack's state anew: alive if an index object names it, unless it was removed or condemned.
+
+        Returns the names of the index objects that this was worked out from.
+        """
+        names = set()
         with self._change, self._reading() as txn:
             states = bytearray(self._count(txn))
-            for _, numbers in txn.cursor(self._indexes):
+            for name, numbers in txn.cursor(self._indexes):
+                names.add(name.decode())
                 for (number,) in _NUMBER.iter_unpack(numbers):
                     states[number] = USABLE
             for pack_ids, state in ((condemned, CONDEMNED), (removed, DEAD)):
@@ -301,6 +306,7 @@ class IndexCache:
                         states[_NUMBER.unpack(key)[0]] = state
             self.states = states
             self.orphans = set()
+        return names
 
     # --- lookups ---
 

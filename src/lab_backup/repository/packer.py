@@ -60,6 +60,7 @@ class Packer:
         self.bytes_uploaded = 0
         self.blobs = 0
         self.packs: set[int] = set()  # numbers of the packs that were made here
+        self.indexes: set[str] = set()  # paths of the index objects that name them
 
     def __enter__(self) -> Self:
         return self
@@ -151,6 +152,7 @@ class Packer:
             return
         path = f"{INDEX}/{secrets.token_hex(16)}"
         self.bytes_uploaded += self._repository.put_object(Kind.INDEX, path, index.encode(packs))
+        self.indexes.add(path)
         cache = self._repository.cache
         cache.add(path, packs)
         for info, table in packs:

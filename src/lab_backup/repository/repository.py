@@ -49,6 +49,7 @@ RESERVE_SIZE = 4 * MiB
 LOAD_ENTRIES = 100_000  # places loaded in one transaction: some 20 MiB of memory
 DAMAGE_PART = 200_000  # entries in one record of damage: 22 MiB
 NOWHERE = "0" * 32  # the pack of a blob that is in none
+SYNCHRONISATIONS = 3  # an index object that vanishes between list and look takes one more
 MAX_CIPHERS = 4096  # unwrapped pack keys kept: a few hundred bytes each
 
 
@@ -277,8 +278,8 @@ class Repository:
 
     # --- index ---
 
-    def synchronise(self) -> None:
-        """Bring the local index in line with the repository.
+    def synchronise(self, *, written: frozenset[str] = frozenset()) -> None:
+        """Bring the local index in line with the repository; it names what the index objects `written` name even if no list shows them yet.
 
         The order matters (`docs/format/concurrency.md`): condemned lists, then removed lists, then index objects. A pack that is being
         collected meanwhile is then seen as condemned, or removed, or not at all; never as usable.
@@ -287,16 +288,19 @@ class Repository:
             condemned = self.pack_list(Kind.CONDEMNED, CONDEMNED)
             removed = self.pack_list(Kind.REMOVED, REMOVED)
             damage = self.damage()
-            # What we have, before what is there: an index object that another thread of ours adds meanwhile is not forgotten.
-            loaded = self.cache.indexes()
-            present = {info.path for info in self.storage.list(INDEX)}
-            # A list may lag behind what was just written; only a look by name tells that an object is gone.
-            gone = {path for path, size in self.sizes(sorted(loaded - present)) if size is None}
-            self.cache.forget(gone)
-            if gone:
-                self._set_states(removed, condemned, damage)
-            self._load(sorted(present - loaded))
-            self._set_states(removed, condemned, damage)
+            for _ in range(SYNCHRONISATIONS):
+                # What we have, before what is there: an index object that another thread of ours adds meanwhile is not forgotten.
+                loaded = self.cache.indexes()
+                present = {info.path for info in self.storage.list(INDEX)} | written
+                # A list may lag behind what was just written; only a look by name tells that an object is gone.
+                gone = {path for path, size in self.sizes(sorted(loaded - present)) if size is None}
+                self.cache.forget(gone)
+                if gone:
+                    self._set_states(removed, condemned, damage)
+                self._load(sorted(present - loaded))
+                # Another process may have thrown this very cache away meanwhile, to load it anew.
+                if present <= self._set_states(removed, condemned, damage):
+                    break
 
     def _load(self, paths: list[str]) -> None:
         """Load index objects into the cache, so many in one transaction as memory allows; damaged ones from the packs."""
@@ -342,8 +346,9 @@ class Repository:
                 continue
         return packs
 
-    def _set_states(self, removed: set[bytes], condemned: set[bytes], damage: DamageList) -> None:
-        self.cache.set_states(removed=removed, condemned=condemned)
+    def _set_states(self, removed: set[bytes], condemned: set[bytes], damage: DamageList) -> set[str]:
+        """Work out the states of all packs; return the index objects that they were worked out from."""
+        names = self.cache.set_states(removed=removed, condemned=condemned)
         damaged = set()
         for pack_hex, blob_hex in damage.blobs:
             number = self.cache.pack_number(bytes.fromhex(pack_hex))
@@ -355,6 +360,7 @@ class Repository:
                 self.cache.states[number] = CONDEMNED_PACK  # should it come back, it can be read
         self.cache.damaged = damaged
         self.has_damage = bool(damage.blobs or damage.packs)
+        return names
 
     def reload(self) -> None:
         """Throw the local index away and load it anew: after something in it turned out not to be there.

@@ -172,7 +172,7 @@ class BackupSession:
 
     def _look(self) -> None:
         """See what is condemned and damaged now. Raises DamagedError where nobody can tell."""
-        self._repository.synchronise()
+        self._repository.synchronise(written=frozenset(self._packer.indexes))
         for path, error in self._repository.unreadable.items():
             if path.startswith(f"{CONDEMNED_LISTS}/"):
                 raise DamagedError(
