@@ -17,7 +17,6 @@ from lab_backup.operations.collect import collect
 from lab_backup.operations.lifecycle import delete, protect, undelete, unprotect
 from lab_backup.operations.repositories import add_key, remove_key
 from lab_backup.operations.verify import verify
-from lab_backup.repository import collect as collect_module
 from lab_backup.repository import keys
 from lab_backup.repository.backups import Backups
 from lab_backup.repository.errors import NotARepositoryError, WrongKeyError
@@ -242,11 +241,8 @@ def _deaths(stage: Stage, scene: Scene) -> Iterator[tuple[int, Path]]:
 
 
 @pytest.mark.parametrize("make", SCENES, ids=[make.__name__.strip("_") for make in SCENES])
-def test_every_backup_survives_death_after_any_write(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, make: Callable[[Past], Scene]
-) -> None:
+def test_every_backup_survives_death_after_any_write(stage: Stage, make: Callable[[Past], Scene]) -> None:
     """What was committed restores and verifies, the next backup and the next collections succeed, and in the end nothing of the dead is left."""
-    monkeypatch.setattr(collect_module, "MANY_INDEXES", 3)
     scene = make(Past(stage))
     for survived, cache in _deaths(stage, scene):
         where = f"dead after write {survived}"

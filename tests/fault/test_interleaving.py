@@ -54,6 +54,7 @@ class Run:
         self.stage.torn_lists = lag
         self.contents: dict[str, bytes] = {}  # by backup, as soon as its writer begins
         self.kept: set[str] = set()  # published, and nobody has asked for its deletion
+        self.going: set[str] = set()  # and for good, which nobody can take back
         self.writers: set[str] = set()
         self.asleep: dict[str, float] = {}  # actors by name, and until when
         self.sleepers: set[str] = set()  # actors who slept for so long that what they knew is no longer so
@@ -114,6 +115,8 @@ class Run:
         def work(repository: Repository) -> None:
             if backup is not None:
                 self.kept.discard(backup)
+                if now:
+                    self.going.add(backup)
                 delete(repository, backup, now=now)
 
         return work
@@ -124,7 +127,7 @@ class Run:
         def work(repository: Repository) -> None:
             if backup is not None:
                 undelete(repository, backup)
-                self.kept.add(backup)
+                self.kept |= {backup} - self.going
 
         return work
 

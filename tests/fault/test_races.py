@@ -382,3 +382,29 @@ def test_another_process_that_reloads_the_shared_cache_fails_nobody(stage: Stage
     backup = one.finish()
     stage.pass_time(hours=1)
     assert_whole(stage, backup.backup, blocks(1, 2, 3, 4, 5))
+
+
+def test_an_index_that_comes_late_names_no_pack_that_went_meanwhile(stage: Stage) -> None:
+    """A collector that slept while it rewrote the index takes out of it what others removed, and leaves the rest in it."""
+    with stage.open() as repository:
+        kept = [back_up(repository, blocks(number), name=f"kept {number}").backup for number in range(1, 6)]
+        goes = back_up(repository, blocks(7), name="goes").backup
+    stage.pass_time(hours=25)
+    slow = collector(stage)
+    slow.run_to("upload index/")
+    with stage.open() as repository:
+        delete(repository, goes, now=True)
+    for _ in range(3):
+        stage.pass_time(hours=25)
+        gc(stage)
+    slow.run_to("upload leases/clock-")  # it has published what names the pack that went
+    for _ in range(2):
+        stage.pass_time(hours=2)
+        gc(stage)  # deletes index objects in favour of that one
+    slow.finish()
+    for _ in range(3):
+        gc(stage)
+        stage.pass_time(hours=200)
+    backup = writer(stage, blocks(7, 8)).finish()
+    assert_whole(stage, backup.backup, blocks(7, 8))
+    assert_whole(stage, kept[-1], blocks(5))

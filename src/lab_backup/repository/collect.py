@@ -51,7 +51,7 @@ REPACK_BELOW = 0.5  # a pack less than half of which is needed is worth copying
 MERGE_ENTRIES = 100_000  # blobs in one index object: 4.5 MiB
 MANY_INDEXES = 64  # small index objects are merged from so many on
 SMALL_INDEX = 1 * MiB
-MAX_REWRITE = timedelta(hours=1)  # a rewritten index older than this when it is ready is thrown away
+MAX_REWRITE = timedelta(hours=1)  # where the collection took longer, what the new index names is looked at once more
 SETTLED = timedelta(hours=1)  # no list lags so far behind: what is that old is seen by everybody
 # How long a list of removed packs stays at least, should somebody sleep who is about to publish an index that names them.
 KEEP_REMOVED = timedelta(days=7)
@@ -472,25 +472,22 @@ class Collector:
 
     # --- the index ---
 
-    def _publish_index(self, packs: Iterable[IndexedPack]) -> list[str]:
-        """Store index objects that name these packs; return their paths."""
-        paths: list[str] = []
+    def _publish_index(self, packs: Iterable[IndexedPack]) -> None:
+        """Store index objects that name these packs."""
         batch: list[IndexedPack] = []
         entries = 0
         for pack in packs:
             batch.append(pack)
             entries += len(pack.table) // ENTRY.size
             if entries >= MERGE_ENTRIES:
-                paths.append(self._put_index(batch))
+                self._put_index(batch)
                 batch, entries = [], 0
         if batch:
-            paths.append(self._put_index(batch))
-        return paths
+            self._put_index(batch)
 
-    def _put_index(self, packs: list[IndexedPack]) -> str:
+    def _put_index(self, packs: list[IndexedPack]) -> None:
         path, payload = f"{INDEX}/{secrets.token_hex(16)}", index.encode(packs)
         self._repository.storage_full_safe(lambda: self._repository.put_object(Kind.INDEX, path, payload))
-        return path
 
     def _rewrite_index(self, survey: _Survey) -> None:
         """Write anew what index objects say that name removed packs, or are many and small; then drop what nobody needs any more.
@@ -520,19 +517,19 @@ class Collector:
         small = [info for info in needed if info.size < SMALL_INDEX]
         many = set(small) if len(small) > MANY_INDEXES else set()
         stale = [info for info, packs in needed.items() if info in many or packs & removed]
-        fresh = self._merge(stale, {pack for info in stale for pack in needed[info]} - removed)
-        for info in (*superseded, *(stale if self._exclusive and fresh is not None else ())):
+        self._merge(stale, {pack for info in stale for pack in needed[info]} - removed)
+        for info in (*superseded, *(stale if self._exclusive else ())):
             storage.delete(info.path)
             del objects[info]
         named = set().union(*objects.values())
         self._drop_removed(named)
         self._forget_damage(named | survey.stored.keys())
 
-    def _merge(self, stale: list[ObjectInfo], packs: set[bytes]) -> list[str] | None:
-        """Store index objects that name `packs`, which the `stale` ones name; return their paths, None where it took too long."""
-        if not stale:
-            return []
-        began = self._repository.clock()
+    def _merge(self, stale: list[ObjectInfo], packs: set[bytes]) -> None:
+        """Store index objects that name `packs`, which the `stale` ones name."""
+        if not packs:
+            return
+        named = set(packs)
 
         def wanted() -> Iterator[IndexedPack]:
             for info in stale:
@@ -541,14 +538,13 @@ class Collector:
                         packs.remove(pack.info.id)
                         yield pack
 
-        fresh = self._publish_index(wanted())
-        storage = self._repository.storage
-        if any(storage.stat(path).modified - began > MAX_REWRITE for path in fresh):
-            # Others may have removed some of these packs meanwhile, and even the list that says so.
-            for path in fresh:
-                storage.delete(path)
-            return None
-        return fresh
+        self._publish_index(wanted())
+        if self._repository.clock() - self._now > MAX_REWRITE:
+            # Others may have removed some of these packs meanwhile, and even dropped the list that says so. Our objects must stay
+            # all the same: somebody may have deleted others already because ours name the same packs.
+            gone = {pack for pack in sorted(named) if not self._is_stored(pack)}
+            if gone:
+                self._publish(Kind.REMOVED, REMOVED, gone)
 
     def _drop_removed(self, named: set[bytes]) -> None:
         """Delete old lists of removed packs once no index object names any of them, and they are really gone."""
