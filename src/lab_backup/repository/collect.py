@@ -548,10 +548,11 @@ class Collector:
 
     def _drop_removed(self, named: set[bytes]) -> None:
         """Delete old lists of removed packs once no index object names any of them, and they are really gone."""
-        keep = timedelta(0) if self._exclusive else max(self._grace, KEEP_REMOVED)
+        keep = max(self._grace, KEEP_REMOVED)
         for info in list(self._repository.storage.list(REMOVED)):
             packs = self._list(Kind.REMOVED, info.path)
-            if self._age(info) >= keep and not packs & named and not any(map(self._is_stored, sorted(packs))):
+            old = self._exclusive or self._age(info) >= keep
+            if old and not packs & named and not any(map(self._is_stored, sorted(packs))):
                 self._repository.storage.delete(info.path)
 
     def _forget_damage(self, known: set[bytes]) -> None:
