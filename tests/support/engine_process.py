@@ -5,10 +5,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from lab_backup.operations.backup import backup_image
 from lab_backup.operations.collect import collect
@@ -17,10 +16,14 @@ from lab_backup.operations.verify import verify
 from lab_backup.repository import packer
 from lab_backup.repository.packer import Packer
 from lab_backup.repository.repository import Repository, open_repository
-from lab_backup.storage.base import StorageBackend
 from lab_backup.storage.local import LocalStorage
 from lab_backup.units import KiB
 from support.faulty import CrashPoint, FaultyStorage
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+    from lab_backup.storage.base import StorageBackend
 
 TIMEOUT = 60.0  # seconds that a process may take
 _context = multiprocessing.get_context("forkserver")
