@@ -408,3 +408,20 @@ def test_an_index_that_comes_late_names_no_pack_that_went_meanwhile(stage: Stage
     backup = writer(stage, blocks(7, 8)).finish()
     assert_whole(stage, backup.backup, blocks(7, 8))
     assert_whole(stage, kept[-1], blocks(5))
+
+
+def test_a_long_proof_does_not_make_the_commit_late(stage: Stage) -> None:
+    """Where it takes long to see that all packs are there, the lists are looked at again before the commit, not the whole backup after it."""
+    with stage.open() as repository:
+        back_up(repository, blocks(1, 2, 3), name="other")
+    slow = writer(stage, blocks(1, 2, 3, 4))
+    slow.run_to("stat packs/")
+    stage.pass_time(minutes=11)
+    slow.run_to("list condemned")
+    slow.run_to("create manifests/")
+    slow.step()
+    assert slow.call is not None
+    assert slow.call.startswith("stat manifests/")
+    slow.step()
+    assert slow.call.startswith("delete leases/")
+    assert_whole(stage, slow.finish().backup, blocks(1, 2, 3, 4))

@@ -271,6 +271,9 @@ class BackupSession:
             self._walk_all(manifest)
             looked = self._secure()
         self._prove()
+        if self._clock() - self._looked > LOOK_AGAIN / 10:
+            # Many packs, far away: look once more now rather than find out after the commit that it came late.
+            looked = self._secure()
         payload = manifests.encode(manifest)
         path = manifests.path(manifest.backup)
         storage = self._repository.storage
