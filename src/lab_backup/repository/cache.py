@@ -16,7 +16,8 @@ import lmdb
 
 from lab_backup.repository.errors import CacheError
 from lab_backup.repository.index import IndexedPack
-from lab_backup.repository.pack import ENTRY, ID, PACK_ID, WRAPPED, Entry, PackInfo, PackKind
+from lab_backup.repository.pack import PACK_ID, WRAPPED, Entry, PackInfo, PackKind
+from lab_backup.repository.row_spool import RowSpool
 from lab_backup.units import GiB
 
 _NUMBER = struct.Struct(">I")
@@ -25,6 +26,8 @@ _PLACE = struct.Struct("<IIIB")  # offset, stored, raw, codec: the tail of pack.
 # Address space, not memory or disk; the file grows with its content. 10 TiB in 128 KiB chunks need 5 GiB.
 MAP_SIZE = 256 * GiB
 LAYOUT = 2  # a cache of another layout is thrown away
+
+_EPOCH = b"epoch"  # counts how often the places were thrown away
 
 DEAD, USABLE, CONDEMNED = 0, 1, 2
 # How good a place is: may be referred to, will be removed, has wrong bytes, is no more.
@@ -52,6 +55,7 @@ class _Databases(NamedTuple):
     """An open LMDB environment. LMDB allows one per file and process, so everybody in this process shares it."""
 
     env: Any
+    meta: Any
     chunks: Any
     packs: Any
     pack_numbers: Any
@@ -80,7 +84,7 @@ class IndexCache:
                 _open_files[self._file] = (self._open_or_renew(), [])
             databases, users = _open_files[self._file]
             users.append(self)
-        self._env, self._chunks, self._packs, self._pack_numbers, self._indexes, self._objects = databases
+        self._env, self._meta, self._chunks, self._packs, self._pack_numbers, self._indexes, self._objects = databases
         with self._reading() as txn:
             count = self._count(txn)
         # One byte a pack: DEAD, USABLE or CONDEMNED (readable, but nothing new may refer to it).
@@ -118,6 +122,7 @@ class IndexCache:
                 env.reader_check()
                 databases = _Databases(
                     env,
+                    env.open_db(b"meta"),
                     env.open_db(b"chunks", dupsort=True, dupfixed=True),
                     *(env.open_db(name) for name in (b"packs", b"pack-numbers", b"indexes", b"objects")),
                 )
@@ -185,6 +190,8 @@ class IndexCache:
         with self._change, self._writing() as txn:
             for database in (self._chunks, self._indexes):
                 txn.drop(database, delete=False)
+            epoch = _NUMBER.unpack(txn.get(_EPOCH, _NUMBER.pack(0), db=self._meta))[0]
+            txn.put(_EPOCH, _NUMBER.pack(epoch + 1), db=self._meta)
 
     def close(self) -> None:
         """Let go of the file; may be called several times."""
@@ -213,13 +220,17 @@ class IndexCache:
     def indexed(self) -> set[bytes]:
         """Return the ids of all packs that a loaded index object names."""
         with self._reading() as txn:
-            numbers = {key for _, row in txn.cursor(self._indexes) for (key,) in _NUMBER.iter_unpack(row)}
-            return {bytes(txn.get(_NUMBER.pack(number), db=self._packs)[:PACK_ID]) for number in numbers}
+            return self._indexed(txn)
+
+    def _indexed(self, txn: Any) -> set[bytes]:
+        numbers = {key for _, row in txn.cursor(self._indexes) for (key,) in _NUMBER.iter_unpack(row)}
+        return {bytes(txn.get(_NUMBER.pack(number), db=self._packs)[:PACK_ID]) for number in numbers}
 
     def load(self, objects: Iterable[tuple[str, Iterable[IndexedPack]]]) -> None:
-        """Take in index objects (name, packs), all in one transaction: a few together are much faster than one by one.
+        """Take in index objects (name, packs): many together are much faster than one by one. They are asked for one at a time.
 
-        Packs that are new here count as dead until `set_states`.
+        Packs that are new here count as dead until `set_states`. Where another process throws the cache away meanwhile, some are not
+        taken in; `indexes` tells.
         """
         self._load(objects)
 
@@ -240,28 +251,37 @@ class IndexCache:
 
     def _load(self, objects: Iterable[tuple[str, Iterable[IndexedPack]]]) -> set[int]:
         """Load as `load` says; without a name, the packs count as named by nobody. Returns their numbers."""
-        with self._change:
-            loaded: set[int] = set()
+        with self._change, RowSpool(self.directory) as spool:
+            with self._reading() as txn:
+                whole, epoch = self._indexed(txn), txn.get(_EPOCH, db=self._meta)
+            infos: dict[bytes, PackInfo] = {}
+            owners: dict[bytes, int] = {}
+            names: dict[str, list[bytes]] = {}
+            for name, packs in objects:
+                names[name] = [pack.info.id for pack in packs]
+                for pack in packs:
+                    if pack.info.id not in infos:
+                        infos[pack.info.id] = pack.info
+                        owners[pack.info.id] = len(owners)
+                        # The places of a pack are all there before an object that names it is.
+                        if pack.info.id not in whole:
+                            spool.add(owners[pack.info.id], pack.table)
             with self._writing() as txn:
-                rows: list[tuple[bytes, bytes]] = []
-                for name, packs in objects:
-                    numbers = []
-                    for pack in packs:
-                        number = self._number(txn, pack.info)
-                        numbers.append(number)
-                        if number not in loaded:
-                            loaded.add(number)
-                            rows += self._missing_rows(txn, number, pack.table)
-                    if name:
-                        txn.put(name.encode(), b"".join(map(_NUMBER.pack, numbers)), db=self._indexes)
-                # In the order of ids: pages are then filled one after the other.
-                rows.sort()
-                with txn.cursor(self._chunks) as cursor:
-                    cursor.putmulti(rows)
+                numbers = {pack_id: self._number(txn, info) for pack_id, info in infos.items()}
                 count = self._count(txn)
+            prefixes = [_NUMBER.pack(number) for number in numbers.values()]
+            for rows in spool.groups():
+                with self._writing() as txn, txn.cursor(self._chunks) as cursor:
+                    cursor.putmulti((blob_id, prefixes[owner] + place) for blob_id, owner, place in rows)
+            with self._writing() as txn:
+                if txn.get(_EPOCH, db=self._meta) == epoch:  # else what we put may be gone already
+                    for name, pack_ids in names.items():
+                        if name:
+                            row = b"".join(_NUMBER.pack(numbers[pack_id]) for pack_id in pack_ids)
+                            txn.put(name.encode(), row, db=self._indexes)
             # Another process may have added packs to this very cache since we looked.
             self.states.extend(bytes(max(0, count - len(self.states))))
-        return loaded
+            return set(numbers.values())
 
     def _number(self, txn: Any, info: PackInfo) -> int:
         known = txn.get(info.id, db=self._pack_numbers)
@@ -272,14 +292,6 @@ class IndexCache:
         txn.put(info.id, key, db=self._pack_numbers)
         txn.put(key, _PACK.pack(info.id, info.kind, info.size, info.wrapped), db=self._packs)
         return number
-
-    def _missing_rows(self, txn: Any, number: int, table: bytes) -> list[tuple[bytes, bytes]]:
-        """Return id and place of each blob of a pack; nothing where the cache has them. It has all of a pack, or none."""
-        prefix = _NUMBER.pack(number)
-        starts = range(0, len(table), ENTRY.size)
-        if table and txn.cursor(self._chunks).set_key_dup(table[:ID], prefix + table[ID : ENTRY.size]):
-            return []
-        return [(table[at : at + ID], prefix + table[at + ID : at + ENTRY.size]) for at in starts]
 
     def forget(self, names: Iterable[str]) -> None:
         """Drop index objects that are no longer in the repository. `set_states` then decides which packs died."""

@@ -23,7 +23,7 @@ from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, DEFAULT_GRACE, Conf
 from lab_backup.repository.envelope import Kind, seal, unseal
 from lab_backup.repository.errors import DamagedError, NewerVersionError, NotARepositoryError, RepositoryExistsError
 from lab_backup.repository.keys import RepositoryKeys, passphrase_slot, plain_slot
-from lab_backup.repository.pack import ENTRY, PACK_ID, PackCipher, PackInfo, PackKind, unwrap
+from lab_backup.repository.pack import PACK_ID, PackCipher, PackInfo, PackKind, unwrap
 from lab_backup.repository.pack_table import read_table
 from lab_backup.repository.unlock import KEYS, unlock
 from lab_backup.repository.untrusted_json import parse
@@ -46,7 +46,6 @@ LEASES = "leases"
 RESERVE = "reserve"
 # Given up when the storage is full, so that `delete` and `gc` can still write what they must. Random, lest it be compressed.
 RESERVE_SIZE = 4 * MiB
-LOAD_ENTRIES = 100_000  # places loaded in one transaction: some 20 MiB of memory
 DAMAGE_PART = 200_000  # entries in one record of damage: 22 MiB
 NOWHERE = "0" * 32  # the pack of a blob that is in none
 SYNCHRONISATIONS = 3  # an index object that vanishes between list and look takes one more
@@ -303,26 +302,23 @@ class Repository:
                     break
 
     def _load(self, paths: list[str]) -> None:
-        """Load index objects into the cache, so many in one transaction as memory allows; damaged ones from the packs."""
-        damaged = []
-        held: list[tuple[str, list[index.IndexedPack]]] = []
-        entries = 0
+        """Load index objects into the cache; damaged ones from the packs themselves."""
+        damaged: list[str] = []
+        if paths:
+            self.cache.load(self._readable(paths, damaged))
+        if damaged:
+            rebuilt = self.rebuild(known=self.cache.indexed())
+            self.cache.load((path, rebuilt) for path in damaged)
+
+    def _readable(self, paths: list[str], damaged: list[str]) -> Iterator[tuple[str, list[index.IndexedPack]]]:
+        """Yield path and packs of index objects, a few read ahead; note the `damaged` ones."""
         step = self.storage.concurrency
         for at in range(0, len(paths), step):
             for path, packs in self._parallel(self._index_or_damage, paths[at : at + step]):
                 if isinstance(packs, DamagedError):
                     damaged.append(path)
                 elif packs is not None:
-                    held.append((path, packs))
-                    entries += sum(len(pack.table) for pack in packs) // ENTRY.size
-            if entries >= LOAD_ENTRIES:
-                self.cache.load(held)
-                held, entries = [], 0
-        if held:
-            self.cache.load(held)
-        if damaged:
-            rebuilt = self.rebuild(known=self.cache.indexed())
-            self.cache.load((path, rebuilt) for path in damaged)
+                    yield path, packs
 
     def _index_or_damage(self, path: str) -> list[index.IndexedPack] | DamagedError | None:
         """Return an index object's packs, None where it vanished."""
