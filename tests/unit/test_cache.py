@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -130,6 +131,22 @@ def test_numbers_are_for_good(tmp_path: Path) -> None:
         cache.load([("index/b", [pack(2, [2]), pack(3, [1])]), ("index/a", [pack(1, [1])])])
         cache.set_states(removed=(), condemned=())
         assert [cache.pack_number(pack_id(number)) for number in (1, 2)] == before
+
+
+def test_thrown_away_while_loading(tmp_path: Path) -> None:
+    """Where somebody else throws the places away in the middle of a load, it does not count as done."""
+    with IndexCache(tmp_path) as cache, IndexCache(tmp_path) as other:
+
+        def objects() -> Iterator[tuple[str, list[IndexedPack]]]:
+            yield "index/a", [pack(1, [1])]
+            other.clear()
+            yield "index/b", [pack(2, [2])]
+
+        cache.load(objects())
+        assert cache.indexes() == set()
+        cache.load([("index/a", [pack(1, [1])]), ("index/b", [pack(2, [2])])])
+        cache.set_states(removed=(), condemned=())
+        assert [found_in(cache, number) for number in (1, 2)] == [pack_id(1), pack_id(2)]
 
 
 def test_states(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, Self
 
 import lmdb
 
+from lab_backup.repository.errors import CacheError
 from lab_backup.repository.pack import PACK_ID
 from lab_backup.units import GiB
 
 _PLACE = struct.Struct(f">B{PACK_ID}sI")  # rank, pack id, stored bytes; compares like the tuple
 MAP_SIZE = 256 * GiB  # address space, not disk
+CHANGES = 8192  # in one transaction, which keeps the pages that it touches in memory: 32 MiB
 
 
 class Place(NamedTuple):
@@ -36,6 +38,7 @@ class LiveSet:
             self._directory, map_size=MAP_SIZE, sync=False, metasync=False, lock=False, readahead=False
         )
         self._txn: Any = self._env.begin(write=True)
+        self._changes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -46,8 +49,26 @@ class LiveSet:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def add(self, blob_id: bytes) -> bool:
-        """Add an id; return whether it was there already."""
-        return not self._txn.put(blob_id, b"", overwrite=False)
+        """Add an id; return whether it was there already. Raises CacheError."""
+        try:
+            new = bool(self._txn.put(blob_id, b"", overwrite=False))
+            if new:
+                self._count()
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+        return not new
+
+    def _count(self) -> None:
+        self._changes += 1
+        if self._changes % CHANGES == 0:
+            self._txn.commit()
+            self._txn = self._env.begin(write=True)
+
+    def _failed(self, error: lmdb.Error) -> CacheError:
+        return CacheError(
+            f"{self._directory} cannot hold what is to be remembered: {error}",
+            hint="make room there, or name another folder in LAB_BACKUP_CACHE",
+        )
 
     def __contains__(self, blob_id: bytes) -> bool:
         return self._txn.get(blob_id) is not None
@@ -56,13 +77,17 @@ class LiveSet:
         return int(self._txn.stat()["entries"])
 
     def offer(self, blob_id: bytes, place: Place) -> None:
-        """Say that the blob lies at `place`; kept if the id is in the set and no better place is known."""
+        """Say that the blob lies at `place`; kept if the id is in the set and no better place is known. Raises CacheError."""
         known = self._txn.get(blob_id)
         if known is None:
             return
         packed = _PLACE.pack(*place)
         if known == b"" or packed < known:
-            self._txn.put(blob_id, packed)
+            try:
+                self._txn.put(blob_id, packed)
+                self._count()
+            except lmdb.Error as error:
+                raise self._failed(error) from error
 
     def place(self, blob_id: bytes) -> Place | None:
         """Return the best place of an id; None where none was offered, or the id is not in the set."""

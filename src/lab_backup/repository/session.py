@@ -22,6 +22,7 @@ from lab_backup.repository.cache import CONDEMNED, DEAD, Location
 from lab_backup.repository.disk_writer import Counts, DiskWriter
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import ChunkMissingError, DamagedError, LostRaceError, RepositoryError
+from lab_backup.repository.live_set import LiveSet
 from lab_backup.repository.manifest import Entry, FileEntry, Manifest
 from lab_backup.repository.marks import State
 from lab_backup.repository.packer import Packer
@@ -209,15 +210,17 @@ class BackupSession:
 
     def _walk_all(self, manifest: Manifest) -> None:
         """Take every pack that the backup refers to into what `_secure` watches. Raises LostRaceError."""
-        walk = Walk(self._reader)
         try:
-            for entry in (*manifest.disks, *manifest.files):
-                for blob_id, location in walk.places(entry.tree):
-                    if location is None:
-                        raise LostRaceError(
-                            f"chunk {blob_id.hex()[:16]} was removed while the backup ran", hint="run the backup again"
-                        )
-                    self._disks.used_packs.add(location.pack)
+            with LiveSet(self._repository.cache.directory.parent) as seen:
+                walk = Walk(self._reader, seen=seen.add)
+                for entry in (*manifest.disks, *manifest.files):
+                    for blob_id, location in walk.places(entry.tree):
+                        if location is None:
+                            raise LostRaceError(
+                                f"chunk {blob_id.hex()[:16]} was removed while the backup ran",
+                                hint="run the backup again",
+                            )
+                        self._disks.used_packs.add(location.pack)
         except ChunkMissingError as error:
             raise LostRaceError(
                 f"a chunk list was removed while the backup ran: {error}", hint="run the backup again"
