@@ -128,18 +128,16 @@ class Backups:
                 f"{spec!r} is not a backup",
                 hint=f"give an id, at least {MIN_PREFIX} characters of one, or latest:vm/NAME",
             )
-        fitting = [backup for backup in backups if backup.id.startswith(spec)]
-        if not fitting:
-            broken = [path for path in self.damaged if path.startswith(f"{manifests.PREFIX}/{spec}")]
-            if broken:
-                raise self.damaged[broken[0]]
+        fitting = {backup.id: backup for backup in backups if backup.id.startswith(spec)}
+        broken = {manifests.id_of(path) or "": error for path, error in self.damaged.items()}
+        ids = sorted({backup_id for backup_id in (*fitting, *broken) if backup_id.startswith(spec)})
+        if not ids:
             raise BackupNotFoundError(f"there is no backup {spec}", hint="see: lab-backup list")
-        if len(fitting) > 1:
-            raise AmbiguousError(
-                f"{spec} fits {len(fitting)} backups: {', '.join(backup.id for backup in fitting[:8])}",
-                hint="give more characters",
-            )
-        return fitting[0]
+        if len(ids) > 1:
+            raise AmbiguousError(f"{spec} fits {len(ids)} backups: {', '.join(ids[:8])}", hint="give more characters")
+        if ids[0] in broken:
+            raise broken[ids[0]]
+        return fitting[ids[0]]
 
     @staticmethod
     def _latest_named(name: str, backups: list[Backup]) -> Backup:
