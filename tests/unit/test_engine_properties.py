@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab_backup.errors import UsageError
 from lab_backup.extent import Extent
-from lab_backup.operations.catalogue import find_backup
+from lab_backup.operations.catalogue import find_backup, list_backups
 from lab_backup.operations.collect import collect
 from lab_backup.operations.lifecycle import delete
 from lab_backup.operations.repositories import add_key
@@ -21,7 +22,7 @@ from lab_backup.repository import envelope as envelope_module
 from lab_backup.repository import keys as keys_module
 from lab_backup.repository import pack as pack_module
 from lab_backup.repository.pack import PackKind
-from lab_backup.repository.reader import Reader
+from lab_backup.repository.reader import MAX_FILE, Reader
 from lab_backup.repository.repository import Repository
 from lab_backup.storage.memory import MemoryStorage
 from lab_backup.units import KiB, MiB
@@ -272,6 +273,14 @@ def test_files(make: RepositoryFactory) -> None:
     }
     backup = find_backup(repository, back_up(repository, b"disk", files=files).backup)
     assert {entry.name: Reader(repository).read_file(entry) for entry in backup.manifest.files} == files
+
+
+def test_file_that_no_reader_would_take(make: RepositoryFactory) -> None:
+    """A configuration file too large to be read back is refused, and nothing is published."""
+    repository = make()
+    with pytest.raises(UsageError):
+        back_up(repository, b"disk", files={"nvram": bytes(MAX_FILE + 1)})
+    assert list_backups(repository).backups == []
 
 
 class Recorder:

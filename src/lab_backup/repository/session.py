@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Self
 
 from lab_backup.blocks import BlockReader
+from lab_backup.errors import UsageError
 from lab_backup.extent import Extent
 from lab_backup.repository import manifest as manifests
 from lab_backup.repository.backups import Backup, Backups
@@ -26,12 +27,13 @@ from lab_backup.repository.live_set import LiveSet
 from lab_backup.repository.manifest import Entry, FileEntry, Manifest
 from lab_backup.repository.marks import State
 from lab_backup.repository.packer import Packer
-from lab_backup.repository.reader import Reader
+from lab_backup.repository.reader import MAX_FILE, Reader
 from lab_backup.repository.repository import CONDEMNED as CONDEMNED_LISTS
 from lab_backup.repository.repository import LEASES, Repository
 from lab_backup.repository.tree import TreeRef
 from lab_backup.repository.walk import Walk
 from lab_backup.storage.base import ObjectExistsError, ObjectNotFoundError, StorageError
+from lab_backup.units import format_size
 
 # How often a running backup looks for condemned packs, and the longest from that look to the publication. The grace
 # period must be longer than both, with room for lists that lag and clocks that differ.
@@ -143,7 +145,11 @@ class BackupSession:
         return self._disks.write(reader, changed, parent=base, advance=advance, pulse=self.pulse)
 
     def write_file(self, name: str, data: bytes) -> FileEntry:
-        """Store a small file."""
+        """Store a small file. Raises UsageError for one that no reader would take."""
+        if len(data) > MAX_FILE:
+            raise UsageError(
+                f"{name} has {format_size(len(data))}; a configuration file has at most {format_size(MAX_FILE)}"
+            )
         source = _Bytes(data)
         tree, _ = self.write_disk(source, source.extents(), parent=None, advance=lambda _: None)
         return FileEntry(
