@@ -143,6 +143,9 @@ def test_a_repository_without_encryption_asks_nothing(tmp_path: Path, image: Pat
     lab.ok("repo", "init", "--no-encryption")
     lab.ok("backup", "image", image)
     assert len(lab.ok("list")["backups"]) == 1
+    refused = lab("list", LAB_BACKUP_PASSPHRASE="correct horse")
+    assert refused.code == 5
+    assert "not encrypted" in refused.stderr
 
 
 # --- what goes wrong ---

@@ -123,7 +123,8 @@ def test_a_killed_backup_lets_the_guest_go_on(
     lab: Program, guest_factory: GuestFactory, hypervisor: Hypervisor, guest_directory: Path
 ) -> None:
     """SIGTERM in the middle: status 130, no checkpoint, no file, no backup; and the next one succeeds."""
-    slow = Program(guest_directory, **lab.environment | {"LAB_BACKUP_REPO": str(guest_directory / "slow")})
+    other = {"LAB_BACKUP_REPO": str(guest_directory / "slow"), "LAB_BACKUP_PASSPHRASE": ""}
+    slow = Program(guest_directory, **lab.environment | other)
     slow.ok("repo", "init", "--no-encryption", "--compression", "zstd:15")
     content = guest_directory / "content"
     content.mkdir()

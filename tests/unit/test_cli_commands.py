@@ -177,13 +177,20 @@ def test_the_passphrase_and_cache_reach_the_repository(lab: Lab, operations: Ope
 
 
 def test_an_open_repository_asks_nothing(lab: Lab, operations: Operations) -> None:
-    """A repository without encryption is opened without a passphrase, although one is set."""
+    """A repository without encryption is opened without a passphrase, and none is asked for."""
     operations.answer("repositories.repository_info", INFO)
-    assert lab("repo", "info", "--repo", "/r", LAB_BACKUP_PASSPHRASE="secret").exit_code == 0
+    assert lab("repo", "info", "--repo", "/r").exit_code == 0
     assert operations.keywords("repositories.open_repository") == {
         "passphrase": None,
         "cache_directory": default_cache_directory(),
     }
+
+
+def test_a_given_passphrase_is_used_whatever_the_repository_says(lab: Lab, operations: Operations) -> None:
+    """Who can write the storage cannot talk us out of the passphrase: the engine hears it, and refuses an open repository."""
+    operations.answer("repositories.repository_info", INFO)
+    assert lab("repo", "info", "--repo", "/r", LAB_BACKUP_PASSPHRASE="secret").exit_code == 0
+    assert operations.keywords("repositories.open_repository")["passphrase"] == "secret"
 
 
 def test_an_unusable_cache_says_where_else(lab: Lab, operations: Operations) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab_backup.cli.passphrase import read_passphrase
+from lab_backup.cli.passphrase import VARIABLE, read_passphrase
 from lab_backup.errors import LabBackupError
 
 if TYPE_CHECKING:
@@ -35,11 +35,16 @@ def _about_cache(directory: Path, error: OSError) -> LabBackupError | None:
 
 @contextmanager
 def opened(url: str, passphrase_file: Path | None) -> Iterator["Repository"]:
-    """Open the repository at `url`, asking for the passphrase only if it has one."""
+    """Open the repository at `url`, asking for the passphrase only if it has one.
+
+    One that was given in a file or the environment counts even where the repository says that it has none: somebody who can write the
+    storage could say so, and read what we write from then on. The engine then refuses.
+    """
     from lab_backup.operations.repositories import default_cache_directory, needs_passphrase, open_repository
 
     directory = cache_directory() or default_cache_directory()
-    passphrase = read_passphrase(passphrase_file) if needs_passphrase(url) else None
+    given = passphrase_file is not None or os.environ.get(VARIABLE)
+    passphrase = read_passphrase(passphrase_file) if given or needs_passphrase(url) else None
     try:
         repository = open_repository(url, passphrase=passphrase, cache_directory=directory)
     except OSError as error:
