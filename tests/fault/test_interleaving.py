@@ -151,7 +151,9 @@ class Run:
         def work(repository: Repository) -> None:
             fresh = self._fresh()
             result = verify(repository, read_data=True)
-            if any(touch.split("/")[0] not in fresh for damage in result.damage for touch in damage.touches):
+            touched = {touch.split("/")[0] for damage in result.damage for touch in damage.touches}
+            # Of a backup that came late its writer has yet to find out what is wrong with it.
+            if touched & self.oracle.watched - fresh:
                 raise AssertionError(f"a false alarm: {result.damage}")
 
         return work
@@ -227,7 +229,8 @@ class Run:
                 actor.step()
                 if actor.finished or self._falls_asleep(actor):
                     break
-            if not self.calm and self.random.random() < 0.002:
+            brink = (actor.call or "").startswith((*BRINKS, "stat manifests/"))
+            if not self.calm and self.random.random() < (0.03 if brink else 0.002):
                 self.log.append(f"{actor.name} is killed before: {actor.call}")
                 actor.kill()
             if actor.finished:

@@ -425,3 +425,24 @@ def test_a_long_proof_does_not_make_the_commit_late(stage: Stage) -> None:
     slow.step()
     assert slow.call.startswith("delete leases/")
     assert_whole(stage, slow.finish().backup, blocks(1, 2, 3, 4))
+
+
+def test_nobody_inherits_what_a_late_and_killed_writer_lacked(stage: Stage) -> None:
+    """A writer that slept too long and was killed right after its commit leaves a broken backup; increments over it notice, and heal."""
+    garbage(stage, blocks(1, 2, 3))
+    late = writer(stage, blocks(1, 2, 3, 4))
+    late.run_to("create manifests/")
+    gc(stage)
+    stage.pass_time(hours=25)
+    gc(stage)
+    stage.pass_time(hours=2)
+    late.step()
+    late.kill()
+    assert stage.paths("manifests")  # nobody was told that it is complete
+    content = blocks(1, 2, 3, 5)
+    changes = [Extent(3 * CHUNK, CHUNK)]
+    with pytest.raises(LostRaceError, match="parent"):
+        writer(stage, content, changes=changes).finish()
+    backup = writer(stage, content, changes=changes).finish()
+    with stage.open() as repository:
+        assert restored(repository, backup.backup) == content

@@ -80,7 +80,10 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """One backup, immutable. `time` is its point in time, ISO 8601 in UTC."""
+    """One backup, immutable. `time` is its point in time, ISO 8601 in UTC.
+
+    `looked` is when, by the storage's clock, its writer last saw that nothing it relies on is condemned.
+    """
 
     version: int
     backup: Hex32
@@ -96,6 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     tool: str = ""
+    looked: datetime | None = None
 
     @property
     def when(self) -> datetime:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Self
 
+import msgspec
+
 from lab_backup.blocks import BlockReader
 from lab_backup.errors import UsageError
 from lab_backup.extent import Extent
@@ -29,7 +31,7 @@ from lab_backup.repository.marks import State
 from lab_backup.repository.packer import Packer
 from lab_backup.repository.reader import MAX_FILE, Reader
 from lab_backup.repository.repository import CONDEMNED as CONDEMNED_LISTS
-from lab_backup.repository.repository import LEASES, Repository
+from lab_backup.repository.repository import LEASES, NOWHERE, Repository
 from lab_backup.repository.tree import TreeRef
 from lab_backup.repository.walk import Walk
 from lab_backup.storage.base import ObjectExistsError, ObjectNotFoundError, StorageError
@@ -215,22 +217,38 @@ class BackupSession:
         self._packer.packs -= numbers
 
     def _walk_all(self, manifest: Manifest) -> None:
-        """Take every pack that the backup refers to into what `_secure` watches. Raises LostRaceError."""
-        try:
-            with LiveSet(self._repository.cache.directory.parent) as seen:
-                walk = Walk(self._reader, seen=seen.add)
-                for entry in (*manifest.disks, *manifest.files):
-                    for blob_id, location in walk.places(entry.tree):
-                        if location is None:
-                            raise LostRaceError(
-                                f"chunk {blob_id.hex()[:16]} was removed while the backup ran",
-                                hint="run the backup again",
-                            )
-                        self._disks.used_packs.add(location.pack)
-        except ChunkMissingError as error:
+        """Take every pack that the backup refers to into what `_secure` watches.
+
+        Raises LostRaceError where something is missing; it is recorded as damage, so that the next backup stores it again.
+        """
+        packs: set[str] = set()
+        blobs: set[tuple[str, str]] = set()
+
+        def missing(identity: bytes, _level: int | None, _offset: int, error: DamagedError) -> None:
+            if not isinstance(error, ChunkMissingError):
+                raise error
+            place = self._reader.find(identity)
+            if place is None:
+                blobs.add((NOWHERE, identity.hex()))
+            else:
+                packs.add(self._repository.cache.pack(place.pack).id.hex())
+
+        with LiveSet(self._repository.cache.directory.parent) as seen:
+            walk = Walk(self._reader, seen=seen.add)
+            for entry in (*manifest.disks, *manifest.files):
+                for identity, _, _ in walk.survey(entry.tree, on_damage=missing):
+                    place = self._reader.find(identity)
+                    if place is None:
+                        blobs.add((NOWHERE, identity.hex()))
+                    else:
+                        self._disks.used_packs.add(place.pack)
+        if packs or blobs:
+            with suppress(StorageError):
+                self._repository.record_damage(packs=packs, blobs=blobs)
             raise LostRaceError(
-                f"a chunk list was removed while the backup ran: {error}", hint="run the backup again"
-            ) from error
+                "data that this backup took over from its parent is gone",
+                hint="run the backup again: it reads what is missing anew",
+            )
 
     def _prove(self) -> None:
         """Raise LostRaceError unless every pack that we refer to is in the storage, at its right size.
@@ -250,13 +268,19 @@ class BackupSession:
         """Whether the parent keeps alive all that we took over from it.
 
         It does while its manifest is there, unless it was published at about the time when a collection looked what is in use: that
-        collection may have missed it, and the removal of what it condemned may miss us.
+        collection may have missed it, and the removal of what it condemned may miss us. Nor if it was published so late that its writer
+        had to look at it once more, and perhaps died before he could.
         """
         if parent is None:
             return False
+        path = manifests.path(parent)
         try:
-            published = self._repository.storage.stat(manifests.path(parent)).modified
-        except ObjectNotFoundError:
+            published = self._repository.storage.stat(path).modified
+            payload = self._repository.get_object(Kind.MANIFEST, path)
+            looked = manifests.decode(payload, parent, self._repository.config.id).looked
+        except (ObjectNotFoundError, DamagedError):
+            return False
+        if looked is not None and (published - looked).total_seconds() > LOOK_AGAIN:
             return False
         return not any(
             (surveyed is None or surveyed - DOUBT <= published) and published <= made + DOUBT
@@ -283,14 +307,18 @@ class BackupSession:
         if self._clock() - self._looked > LOOK_AGAIN / 10:
             # Many packs, far away: look once more now rather than find out after the commit that it came late.
             looked = self._secure()
+        manifest = msgspec.structs.replace(manifest, looked=looked)
         payload = manifests.encode(manifest)
         path = manifests.path(manifest.backup)
         storage = self._repository.storage
         try:
             storage.create(path, self._repository.seal(Kind.MANIFEST, path, payload))
         except ObjectExistsError:
-            if self._repository.get_object(Kind.MANIFEST, path) != payload:
+            payload = self._repository.get_object(Kind.MANIFEST, path)
+            there = manifests.decode(payload, manifest.backup, self._repository.config.id)
+            if msgspec.structs.replace(there, looked=looked) != manifest:
                 raise RepositoryError(f"there is another backup with the id {manifest.backup}") from None
+            manifest = there
         if (storage.stat(path).modified - looked).total_seconds() > LOOK_AGAIN:
             self._vet(manifest)
         return Backup(manifest, State(), manifests.checksum(payload))

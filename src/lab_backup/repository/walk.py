@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 
-from lab_backup.repository.cache import Location
 from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.reader import Reader
 from lab_backup.repository.tree import FAN_OUT, TreeRef, check_end, decode_node
@@ -76,8 +75,3 @@ class Walk:
                     yield child, None, (first + slot) * tree.chunk_size
             else:
                 yield from self._node(tree, child, level - 1, first + slot * span, on_damage)
-
-    def places(self, tree: TreeRef) -> Iterator[tuple[bytes, Location | None]]:
-        """Yield the id and place of every node and chunk of a tree that was not met before."""
-        for identity, _, _ in self.blobs(tree):
-            yield identity, self._reader.find(identity)
