@@ -409,6 +409,11 @@ def long_chunk(repository: Repository) -> tuple[int, Child]:
     return CHUNK + 5, node(repository, encode_node(0, [None, chunk(repository, b"x" * CHUNK)]))
 
 
+def one_chunk_two_lengths(repository: Repository) -> tuple[int, Child]:
+    """Use one chunk at a place where it fits, and again at the end of the disk, where it is too long."""
+    return CHUNK + 5, node(repository, encode_node(0, [chunk(repository, b"x" * CHUNK)] * 2))
+
+
 def giant_chunk(repository: Repository) -> tuple[int, Child]:
     """Use a chunk of 30 MiB, which compresses to nothing, where 16 KiB belong."""
     return CHUNK, node(repository, encode_node(0, [chunk(repository, bytes(30 * MiB))]))
@@ -470,7 +475,7 @@ def loop(repository: Repository) -> tuple[int, Child]:
 
 
 FORGERIES: list[Forgery] = [
-    wrong_level, upper_level, beyond_the_end, leaf_beyond_the_end, short_chunk, long_chunk, giant_chunk, other_content,
+    wrong_level, upper_level, beyond_the_end, leaf_beyond_the_end, short_chunk, long_chunk, one_chunk_two_lengths, giant_chunk, other_content,
     other_node, nonsense_node, giant_node, chunk_as_node, node_as_chunk, missing_chunk, missing_root, loop,
 ]  # fmt: skip
 
@@ -482,6 +487,19 @@ def test_forged_trees(repository: Repository, forge: Forgery) -> None:
     forged = publish(repository, *forge(repository))
     assert_refused(repository, forged)
     assert restored(repository, honest.backup) == DISK
+
+
+@pytest.mark.parametrize("size", [len(DISK) - 1, len(DISK) - CHUNK, CHUNK, 1, 70 * CHUNK])
+def test_honest_list_for_a_disk_of_another_size(repository: Repository, size: int) -> None:
+    """A list that is sound for one disk is not for another; verification says so also when it meets both."""
+    honest = back_up(repository, DISK)
+    root = honest.disks[0].root
+    assert root is not None
+    forged = publish(repository, size, bytes.fromhex(root))
+    with pytest.raises(DamagedError):
+        restored(repository, forged)
+    result = verify(repository)
+    assert [damage.touches[0].split("/")[0] for damage in result.damage] == [forged]
 
 
 def test_forged_sizes(repository: Repository) -> None:

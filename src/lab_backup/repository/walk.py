@@ -35,7 +35,7 @@ class Walk:
     def blobs(self, tree: TreeRef) -> Iterator[tuple[bytes, int | None, int]]:
         """Yield (id, level, offset) of every node and chunk of a tree that was not met before; level None is a chunk.
 
-        `offset` is where on the disk it begins. A node comes before what is below it. Raises DamagedError at a node that cannot be read.
+        What lies at the end of the disk, so a node on each level and a chunk, is yielded although it was met before. `offset` is where on the disk it begins. A node comes before what is below it. Raises DamagedError at a node that cannot be read.
         """
         yield from self.survey(tree, on_damage=None)
 
@@ -54,9 +54,12 @@ class Walk:
         first: int,
         on_damage: Callable[[bytes, int, int, DamagedError], None] | None,
     ) -> Iterator[tuple[bytes, int | None, int]]:
-        if self._seen(identity):
-            return
         offset = first * tree.chunk_size
+        span = FAN_OUT**level
+        # Where a disk ends, a list that is sound for one disk may be wrong for another: there it is looked at for each of them.
+        at_end = offset + FAN_OUT * span * tree.chunk_size > tree.size
+        if self._seen(identity) and not at_end:
+            return
         yield identity, level, offset
         try:
             children = decode_node(self._reader.node(identity), level)
@@ -66,12 +69,12 @@ class Walk:
                 raise
             on_damage(identity, level, offset, error)
             return
-        span = FAN_OUT**level
         for slot, child in enumerate(children):
             if child is None:
                 continue
             if level == 0:
-                if not self._seen(child):
-                    yield child, None, (first + slot) * tree.chunk_size
+                begin = (first + slot) * tree.chunk_size
+                if not self._seen(child) or begin + tree.chunk_size > tree.size:
+                    yield child, None, begin
             else:
                 yield from self._node(tree, child, level - 1, first + slot * span, on_damage)
