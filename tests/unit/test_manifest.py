@@ -149,6 +149,9 @@ def test_impossible_disk(change: dict[str, Any]) -> None:
         {"time": "0001-01-01T00:00:00+23:59"},
         {"time": "9999-12-31T23:59:59-23:59"},
         {"time": 1774744200},
+        {"looked": "2026-03-29T02:30:00"},
+        {"looked": "never"},
+        {"looked": 5},
     ],
 )
 def test_impossible_manifest(change: dict[str, Any]) -> None:

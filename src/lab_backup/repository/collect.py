@@ -36,7 +36,7 @@ from lab_backup.repository.repository import (
     Repository,
 )
 from lab_backup.repository.session import LOOK_AGAIN
-from lab_backup.repository.untrusted_json import parse
+from lab_backup.repository.untrusted_json import Moment, parse
 from lab_backup.repository.walk import Walk
 from lab_backup.storage.base import NoSpaceError, ObjectInfo, ObjectNotFoundError
 from lab_backup.units import MiB
@@ -62,7 +62,7 @@ GOOD, POOR, BAD = 0, 1, 2  # how much a place can be relied on: sound, condemned
 class Lease(msgspec.Struct, frozen=True):
     """What matters of a lease: when the backup began, by the storage's clock, if it says so."""
 
-    began: datetime | None = None
+    began: Moment | None = None
 
 
 @dataclass(slots=True)

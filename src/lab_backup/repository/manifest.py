@@ -13,7 +13,7 @@ import msgspec
 from lab_backup.repository.config import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from lab_backup.repository.errors import DamagedError, NewerVersionError
 from lab_backup.repository.tree import TreeRef
-from lab_backup.repository.untrusted_json import parse
+from lab_backup.repository.untrusted_json import Moment, parse
 from lab_backup.units import TiB
 
 VERSION = 1
@@ -99,7 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     tool: str = ""
-    looked: datetime | None = None
+    looked: Moment | None = None
 
     @property
     def when(self) -> datetime:

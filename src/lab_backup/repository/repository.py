@@ -26,7 +26,7 @@ from lab_backup.repository.keys import RepositoryKeys, passphrase_slot, plain_sl
 from lab_backup.repository.pack import PACK_ID, PackCipher, PackInfo, PackKind, unwrap
 from lab_backup.repository.pack_table import read_table
 from lab_backup.repository.unlock import KEYS, unlock
-from lab_backup.repository.untrusted_json import parse
+from lab_backup.repository.untrusted_json import Moment, parse
 from lab_backup.storage.base import (
     NoSpaceError,
     ObjectExistsError,
@@ -63,7 +63,7 @@ class PackList(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     packs: list[HexPack]
-    surveyed: datetime | None = None
+    surveyed: Moment | None = None
 
     @property
     def ids(self) -> set[bytes]:

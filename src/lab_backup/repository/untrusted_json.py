@@ -1,12 +1,15 @@
 """JSON that somebody else wrote: whatever it holds, it becomes a value of the wanted type or a DamagedError."""
 
-from typing import TypeVar
+from datetime import datetime
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from lab_backup.repository.errors import DamagedError
 
 T = TypeVar("T")
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]  # without an offset it could not be compared with others
 
 
 def parse(data: bytes, kind: type[T], what: str) -> T:
