@@ -180,7 +180,7 @@ def measure_thin(shape: Shape, folder: Path, runs: int, say: Callable[[str], Non
     with Hypervisor(image) as hypervisor:
         for size in sizes:
             say(f"thin disk of {size // GiB} GiB")
-            disk = _make_disk(folder, replace(shape, content=shape.content // 8), size, "-T", "largefile")
+            disk = _make_disk(folder, replace(shape, content=shape.content // 8), size, "-N", "65536")
             rows.append({"size": size, **_thin_row(hypervisor, disk, folder / "thin", shape, runs)})
             disk.unlink()
     return {"rows": rows, "change": shape.change}

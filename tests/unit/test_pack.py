@@ -83,7 +83,7 @@ def test_round_trip(kind: PackKind) -> None:
     assert found == IndexedPack(pack.info, pack.table)
     cipher = unwrap(found.info, REPOSITORY, WRAPPING[kind])
     for entry, blob in zip(entries(found.table), BLOBS, strict=True):
-        assert bytes(cipher.decrypt(pack.data[entry.offset : entry.offset + entry.stored], entry)) == blob
+        assert bytes(cipher.decrypt(pack.data[entry.offset : entry.offset + entry.stored], entry)[0]) == blob
 
 
 def test_nothing_shows() -> None:
@@ -162,7 +162,7 @@ def test_blobs_do_not_move() -> None:
             cipher.decrypt(bytes_of, lie)
     with pytest.raises(ChunkCorruptError):
         other.decrypt(bytes_of, first)
-    assert bytes(cipher.decrypt(bytes_of, first)) == BLOBS[0]
+    assert bytes(cipher.decrypt(bytes_of, first)[0]) == BLOBS[0]
 
 
 def test_newer_version() -> None:
@@ -237,4 +237,4 @@ def test_many_threads() -> None:
     pack = builder.finish()
     cipher = unwrap(PackInfo(*pack.info), REPOSITORY, WRAPPING[PackKind.DATA])
     for entry, blob in zip(entries(pack.table), BLOBS, strict=True):
-        assert bytes(cipher.decrypt(pack.data[entry.offset : entry.offset + entry.stored], entry)) == blob
+        assert bytes(cipher.decrypt(pack.data[entry.offset : entry.offset + entry.stored], entry)[0]) == blob

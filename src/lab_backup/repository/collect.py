@@ -466,9 +466,9 @@ class Collector:
             place = live.place(entry.id)
             if place is not None and place.pack == pack_id:
                 here.append(Location(number, entry))
-        for entry, data in self._reader.read_blobs(here, info.kind):
-            if packer.claim(entry.id):
-                packer.store(info.kind, entry.id, data)
+        for blob in self._reader.read_blobs(here, info.kind):
+            if packer.claim(blob.entry.id):
+                packer.store_packed(info.kind, blob.entry, blob.packed)
 
     # --- the index ---
 

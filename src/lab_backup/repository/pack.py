@@ -99,15 +99,15 @@ class PackCipher:
         """Encrypt `data` into `target`, which is the blob's place in the pack, at `offset`."""
         self._aead.encrypt_into(nonce(offset), data, self._associated(blob_id, codec, raw), target)
 
-    def decrypt(self, stored: Buffer, entry: Entry) -> Buffer:
-        """Return the chunk, decompressed. The caller compares its id. Raises ChunkCorruptError."""
+    def decrypt(self, stored: Buffer, entry: Entry) -> tuple[Buffer, Buffer]:
+        """Return the chunk, and the same compressed. The caller compares the chunk's id. Raises ChunkCorruptError."""
         if entry.raw > MAX_RAW:
             raise ChunkCorruptError("a chunk claims to be larger than any may be")
         try:
             packed = self._aead.decrypt(nonce(entry.offset), stored, self._associated(entry.id, entry.codec, entry.raw))
         except InvalidTag as error:
             raise ChunkCorruptError("a chunk does not pass authentication") from error
-        return decompress(entry.codec, packed, entry.raw)
+        return decompress(entry.codec, packed, entry.raw), packed
 
     def _toc_associated(self, pack_id: bytes, count: int) -> bytes:
         return _TOC_ASSOCIATED.pack(END_MAGIC, VERSION, self._kind, self._repository_id, pack_id, count)

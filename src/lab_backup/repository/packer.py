@@ -21,6 +21,7 @@ from lab_backup.repository.pack import (
     TAG,
     TARGET_SIZE,
     TRAILER,
+    Entry,
     FinishedPack,
     PackBuilder,
     PackKind,
@@ -87,7 +88,14 @@ class Packer:
         Raises what an earlier upload raised.
         """
         codec, packed = self.compress(data)
-        stored, raw = len(packed) + TAG, len(data)
+        return self._put(kind, blob_id, codec, len(data), packed)
+
+    def store_packed(self, kind: PackKind, entry: Entry, packed: Buffer) -> int:
+        """Store a claimed blob that was read from another pack, where `entry` describes it, without compressing it again."""
+        return self._put(kind, entry.id, entry.codec, entry.raw, packed)
+
+    def _put(self, kind: PackKind, blob_id: bytes, codec: int, raw: int, packed: Buffer) -> int:
+        stored = len(packed) + TAG
         with self._lock:
             self._raise_failure()
             builder = self._open.get(kind)

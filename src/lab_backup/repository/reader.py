@@ -34,6 +34,14 @@ MAX_FILE = 64 * MiB  # configuration files are held in memory
 R = TypeVar("R")
 
 
+class Blob(NamedTuple):
+    """A checked blob: where it was, its content, and the same compressed, as it may be stored elsewhere."""
+
+    entry: Entry
+    data: Buffer
+    packed: Buffer
+
+
 class Piece(NamedTuple):
     """A chunk at its place on the disk."""
 
@@ -105,8 +113,8 @@ class Reader:
                 self._reload_after = time.monotonic() + RELOAD_AGAIN
             return self._reloads > seen
 
-    def _decrypt(self, number: int, entry: Entry, stored: Buffer, kind: PackKind) -> Buffer:
-        """Return the checked content of a blob."""
+    def _decrypt(self, number: int, entry: Entry, stored: Buffer, kind: PackKind) -> Blob:
+        """Return a checked blob."""
         repository = self._repository
         info, cipher = repository.cipher(number)
         where = f"at {entry.offset} in pack {info.id.hex()}"
@@ -115,7 +123,7 @@ class Reader:
         if len(stored) != entry.stored:
             raise ChunkCorruptError(f"pack {info.id.hex()} is cut off", hint="run: lab-backup verify")
         try:
-            data = cipher.decrypt(stored, entry)
+            data, packed = cipher.decrypt(stored, entry)
         except ChunkCorruptError as error:
             raise ChunkCorruptError(
                 f"blob {entry.id.hex()[:16]} {where}: {error}", hint="run: lab-backup verify"
@@ -125,10 +133,10 @@ class Reader:
             raise ChunkCorruptError(
                 f"blob {entry.id.hex()[:16]} {where} does not match its id", hint="run: lab-backup verify"
             )
-        return data
+        return Blob(entry, data, packed)
 
-    def read_blobs(self, locations: Iterable[Location], kind: PackKind) -> Iterator[tuple[Entry, Buffer]]:
-        """Yield entry and checked content of each blob, in the order of packs and places, neighbours by one request.
+    def read_blobs(self, locations: Iterable[Location], kind: PackKind) -> Iterator[Blob]:
+        """Yield each blob, checked, in the order of packs and places, neighbours by one request.
 
         Raises DamagedError; storage errors pass through.
         """
@@ -143,20 +151,20 @@ class Reader:
             view = memoryview(data)
             for entry in entries:
                 at = entry.offset - start
-                yield entry, self._decrypt(number, entry, view[at : at + entry.stored], kind)
+                yield self._decrypt(number, entry, view[at : at + entry.stored], kind)
 
-    def _read_anywhere(self, wanted: dict[bytes, Location], kind: PackKind) -> Iterator[tuple[Entry, Buffer]]:
+    def read_anywhere(self, wanted: dict[bytes, Location], kind: PackKind) -> Iterator[Blob]:
         """Read blobs; those that cannot be read where they are said to be, from wherever else they can."""
         left = dict(wanted)
         seen = self._reloads
         with suppress(DamagedError):
-            for entry, data in self.read_blobs(left.values(), kind):
-                left.pop(entry.id)
-                yield entry, data
+            for blob in self.read_blobs(left.values(), kind):
+                left.pop(blob.entry.id)
+                yield blob
         for blob_id in left:
             yield self._read_elsewhere(blob_id, kind, seen)
 
-    def _read_elsewhere(self, blob_id: bytes, kind: PackKind, seen: int) -> tuple[Entry, Buffer]:
+    def _read_elsewhere(self, blob_id: bytes, kind: PackKind, seen: int) -> Blob:
         """Return a blob from the first of its places where it is whole, or raise what was wrong with them."""
         failure = DamagedError(f"blob {blob_id.hex()[:16]} is gone", hint="run: lab-backup verify")
         tried: set[Location] = set()
@@ -177,8 +185,8 @@ class Reader:
         location = self._locate(blob_id, "tree node")
         if location.entry.raw > MAX_NODE:
             raise ChunkCorruptError(f"tree node {blob_id.hex()[:16]} is larger than a node can be")
-        for _, data in self._read_anywhere({blob_id: location}, PackKind.TREE):
-            return bytes(data)
+        for blob in self.read_anywhere({blob_id: location}, PackKind.TREE):
+            return bytes(blob.data)
         raise AssertionError
 
     def tree(self, tree: TreeRef) -> TreeReader:
@@ -211,6 +219,10 @@ class Reader:
             chunks.append((offset, min(tree.chunk_size, tree.size - offset), child))
         return chunks
 
+    def pieces(self, tree: TreeRef, leaf: int, identity: bytes, first: int, stop: int) -> list[Piece]:
+        """Return the chunks `first` to `stop` of a leaf that are not zero, checked, in order. Raises DamagedError."""
+        return self._read_slice(tree, _Slice(leaf, identity, first, stop))
+
     def _read_slice(self, tree: TreeRef, part: "_Slice") -> list[Piece]:
         places: dict[bytes, list[int]] = {}
         lengths: dict[bytes, int] = {}
@@ -229,9 +241,9 @@ class Reader:
                     )
                 wanted[chunk] = location
         pieces = [
-            Piece(offset, data)
-            for entry, data in self._read_anywhere(wanted, PackKind.DATA)
-            for offset in places[entry.id]
+            Piece(offset, blob.data)
+            for blob in self.read_anywhere(wanted, PackKind.DATA)
+            for offset in places[blob.entry.id]
         ]
         return sorted(pieces)
 

@@ -205,9 +205,9 @@ class BackupSession:
                         here.append(Location(number, entry))
                     elif place is not None:
                         self._disks.used_packs.add(place.pack)  # we rely on that one from now on
-                for entry, data in self._reader.read_blobs(here, info.kind):
-                    if self._packer.claim(entry.id):
-                        self._packer.store(info.kind, entry.id, data)
+                for blob in self._reader.read_blobs(here, info.kind):
+                    if self._packer.claim(blob.entry.id):
+                        self._packer.store_packed(info.kind, blob.entry, blob.packed)
             except (ObjectNotFoundError, ChunkMissingError) as error:
                 raise LostRaceError(
                     "data that this backup relied on was removed while it ran", hint="run the backup again"
