@@ -62,7 +62,7 @@ def test_full_disk(tmp_path: Path, kind: FileSystem) -> None:
 
 
 WRITE_STEPS = {
-    "write": "real = os.write; os.write = lambda fd, data: (real(fd, data[:1000]), wait())",
+    "write": "real = os.pwrite; os.pwrite = lambda fd, data, at: (real(fd, data[:1000], at), wait())",
     "fsync": "os.fsync = lambda fd: wait()",
     "rename": "os.replace = lambda *a, **k: wait()",
 }
@@ -161,7 +161,7 @@ def test_folder_of_another_process_is_synced_too(
         (errno.EFBIG, StorageError),
     ],
 )
-@pytest.mark.parametrize("function", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("function", ["pwrite", "fsync", "replace"])
 def test_errors_of_the_system_are_sorted(
     store: LocalStorage,
     root: Path,

@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from lab_backup.blocks import Buffer
+from lab_backup.direct_io import Memory
 from lab_backup.repository.codec import decompress
 from lab_backup.repository.errors import ChunkCorruptError, DamagedError, NewerVersionError
 from lab_backup.units import MiB
@@ -179,7 +180,7 @@ class PackBuilder:
     """
 
     def __init__(
-        self, kind: PackKind, repository_id: bytes, wrapping_key: bytes, buffer: bytearray, capacity: int
+        self, kind: PackKind, repository_id: bytes, wrapping_key: bytes, buffer: Memory, capacity: int
     ) -> None:
         """Start in `buffer`, which has room for `capacity` bytes of blobs besides header and table."""
         key, wrap_nonce = os.urandom(32), os.urandom(12)
@@ -246,7 +247,7 @@ class PackBuilder:
         info = PackInfo(self.id, self.kind, end, self._wrapped)
         return FinishedPack(info, self._view[:end], table)
 
-    def take_buffer(self) -> bytearray:
+    def take_buffer(self) -> Memory:
         """Return the buffer for another pack; this one is of no use any more."""
         self._view.release()
         return self._buffer

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from lab_backup.blocks import Buffer
+from lab_backup.direct_io import Memory, aligned_buffer
 from lab_backup.repository import index
 from lab_backup.repository.codec import Compressor, compressor
 from lab_backup.repository.envelope import Kind
@@ -52,7 +53,7 @@ class Packer:
         self._open: dict[PackKind, PackBuilder] = {}
         self._pending: set[bytes] = set()
         self._buffers = threading.BoundedSemaphore(2 + UPLOADS)
-        self._free: list[bytearray] = []
+        self._free: list[Memory] = []
         self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
         self._uploads: set[Future[None]] = set()
         self._unindexed: list[IndexedPack] = []
@@ -118,7 +119,7 @@ class Packer:
         # The uploads that free a buffer take no lock of ours, so waiting here with the lock held cannot hang.
         while not self._buffers.acquire(timeout=0.2):
             self._raise_failure()
-        buffer = self._free.pop() if self._free else bytearray(self._buffer_size)
+        buffer = self._free.pop() if self._free else aligned_buffer(self._buffer_size)
         repository = self._repository
         builder = PackBuilder(kind, repository.id, repository.wrapping_key(kind), buffer, self._pack_size)
         self._open[kind] = builder

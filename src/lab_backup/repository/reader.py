@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from lab_backup.blocks import BlockWriter, Buffer
+from lab_backup.direct_io import aligned_buffer
 from lab_backup.extent import Extent, merge
 from lab_backup.repository.cache import Location
 from lab_backup.repository.disk_writer import default_threads
@@ -268,16 +269,20 @@ class Reader:
         tree = entry.tree
         gate = threading.BoundedSemaphore(max(1, target.writers))
 
+        buffers = threading.local()
+
         def write_slice(part: _Slice) -> int:
             start, end = part.span(tree)
             pieces = self._read_slice(tree, part)
+            if not hasattr(buffers, "view"):
+                buffers.view = memoryview(aligned_buffer(max(SLICE, tree.chunk_size)))
             with gate:
                 at = start
-                for piece in pieces:
-                    if piece.offset > at:
-                        target.write_zeroes(at, piece.offset - at)
-                    target.write(piece.offset, piece.data)
-                    at = piece.offset + len(piece.data)
+                for run in _joined(pieces, buffers.view):
+                    if run.offset > at:
+                        target.write_zeroes(at, run.offset - at)
+                    target.write(run.offset, run.data)
+                    at = run.offset + len(run.data)
                 if at < end:
                     target.write_zeroes(at, end - at)
             return end - start
@@ -346,6 +351,21 @@ class Reader:
         for piece in self.read_disk(entry, threads=1):
             data[piece.offset : piece.offset + len(piece.data)] = piece.data
         return bytes(data)
+
+
+def _joined(pieces: Iterable[Piece], buffer: memoryview) -> Iterator[Piece]:
+    """Join neighbours in `buffer`, so that they are written at once; each result is overwritten by the next."""
+    offset = length = 0
+    for piece in pieces:
+        if length and piece.offset != offset + length:
+            yield Piece(offset, buffer[:length])
+            length = 0
+        if not length:
+            offset = piece.offset
+        buffer[length : length + len(piece.data)] = piece.data
+        length += len(piece.data)
+    if length:
+        yield Piece(offset, buffer[:length])
 
 
 def ranges(locations: Iterable[Location]) -> Iterator[tuple[int, list[Entry]]]:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lab_backup.blocks import Buffer
+from lab_backup.direct_io import SMALLEST, open_direct, write_at
 from lab_backup.storage.base import (
     InvalidPathError,
     NoSpaceError,
@@ -378,9 +379,12 @@ def _write(name: str, folder: int, data: Buffer) -> None:
     """Write the new file `name` in `folder` and sync it."""
     file = os.open(name, _WRITE, _FILE_MODE, dir_fd=folder)
     try:
-        rest = memoryview(data).cast("B")
-        while rest:
-            rest = rest[os.write(file, rest) :]
+        direct = open_direct(file) if memoryview(data).nbytes >= SMALLEST else None
+        try:
+            write_at(file, direct, 0, data)
+        finally:
+            if direct is not None:
+                os.close(direct)
         os.fsync(file)
     finally:
         os.close(file)

@@ -4,6 +4,7 @@ import os
 from threading import Lock
 
 from lab_backup.blocks import Buffer
+from lab_backup.direct_io import open_direct, write_at
 
 
 class Descriptor:
@@ -15,6 +16,7 @@ class Descriptor:
     def __init__(self, number: int) -> None:
         """Own the open file `number`."""
         self._number = number
+        self._direct: int | None = None
         self._lock = Lock()
         self._users = 1  # the owner, until `close`
         self._closed = False
@@ -43,12 +45,15 @@ class Descriptor:
             if self._users:
                 return
         os.close(self._number)
+        if self._direct is not None:
+            os.close(self._direct)
+
+    def bypass_cache(self) -> None:
+        """Let large aligned writes go past the page cache from now on, where that is possible."""
+        with self as number:
+            self._direct = open_direct(number)
 
     def write(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`, or raise OSError."""
         with self as number:
-            rest = memoryview(data).cast("B")
-            while rest:
-                written = os.pwrite(number, rest, offset)
-                offset += written
-                rest = rest[written:]
+            write_at(number, self._direct, offset, data)

@@ -63,6 +63,7 @@ class NewFile:
                 self._folder.close()
                 raise
             try:
+                self._file.bypass_cache()
                 self._take_identity(owner, mode)
             except BaseException:
                 self.discard()
