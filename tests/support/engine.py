@@ -149,9 +149,17 @@ def new_repository(
     compression: str = "zstd:1",
     passphrase: str | None = None,
     grace: int = DEFAULT_GRACE,
+    identity: bytes | None = None,
 ) -> Repository:
     """Make a repository in the empty `storage` and open it. Without a passphrase it needs no time for key derivation."""
-    create_repository(storage, passphrase=passphrase, chunk_size=chunk_size, compression=compression, grace=grace)
+    create_repository(
+        storage,
+        passphrase=passphrase,
+        chunk_size=chunk_size,
+        compression=compression,
+        grace=grace,
+        identity=identity,
+    )
     return open_repository(storage, passphrase=passphrase, cache_directory=cache)
 
 

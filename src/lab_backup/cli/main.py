@@ -10,7 +10,19 @@ from typer.core import TyperGroup
 
 from lab_backup import __version__
 from lab_backup.cli import failures, streams
-from lab_backup.cli.commands import backup, catalogue, checkpoints, demo, export, gc, lifecycle, repo, restore, verify
+from lab_backup.cli.commands import (
+    backup,
+    catalogue,
+    checkpoints,
+    demo,
+    export,
+    gc,
+    lifecycle,
+    replicate,
+    repo,
+    restore,
+    verify,
+)
 from lab_backup.cli.exit_codes import ExitCode
 from lab_backup.cli.options import examples
 from lab_backup.cli.printing import OutputClosedError
@@ -19,7 +31,7 @@ from lab_backup.cli.signals import interruptible
 NAME = "lab-backup"
 ORDER = (
     "repo", "backup", "list", "show", "restore", "verify", "delete", "undelete", "protect", "unprotect",
-    "gc", "export", "checkpoints", "demo",
+    "gc", "replicate", "export", "checkpoints", "demo",
 )  # fmt: skip
 
 
@@ -147,6 +159,15 @@ app.command(
         "lab-backup gc --repo /srv/backups --grace 0 --exclusive    # the disk is full, and no backup is running",
     ),
 )(gc.gc)
+app.command(
+    "replicate",
+    short_help="Copy backups to another repository.",
+    epilog=examples(
+        "lab-backup replicate --from /srv/backups --to /mnt/usb/backups --all",
+        "lab-backup replicate --from /srv/backups --to /mnt/usb/backups --source vm/web --read-back",
+        "lab-backup replicate --from /srv/backups --to /mnt/usb/backups latest:vm/web",
+    ),
+)(replicate.replicate)
 app.command("export", epilog=examples("lab-backup export latest:vm/web --repo /srv/backups --to /media/usb/web.tar"))(
     export.export
 )

@@ -34,8 +34,15 @@ def _about_cache(directory: Path, error: OSError) -> LabBackupError | None:
 
 
 @contextmanager
-def opened(url: str, passphrase_file: Path | None) -> Iterator["Repository"]:
-    """Open the repository at `url`, asking for the passphrase only if it has one.
+def opened(
+    url: str,
+    passphrase_file: Path | None,
+    *,
+    variable: str = VARIABLE,
+    option: str = "--passphrase-file",
+    prompt: str = "Passphrase",
+) -> Iterator["Repository"]:
+    """Open the repository at `url`, asking for the passphrase only if it has one: by `prompt`, or from `variable` or `passphrase_file`.
 
     One that was given in a file or the environment counts even where the repository says that it has none: somebody who can write the
     storage could say so, and read what we write from then on. The engine then refuses.
@@ -43,8 +50,10 @@ def opened(url: str, passphrase_file: Path | None) -> Iterator["Repository"]:
     from lab_backup.operations.repositories import default_cache_directory, needs_passphrase, open_repository
 
     directory = cache_directory() or default_cache_directory()
-    given = passphrase_file is not None or os.environ.get(VARIABLE)
-    passphrase = read_passphrase(passphrase_file) if given or needs_passphrase(url) else None
+    given = passphrase_file is not None or os.environ.get(variable)
+    passphrase = None
+    if given or needs_passphrase(url):
+        passphrase = read_passphrase(passphrase_file, variable=variable, option=option, prompt=prompt)
     try:
         repository = open_repository(url, passphrase=passphrase, cache_directory=directory)
     except OSError as error:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lab_backup.operations.checkpoints import Checkpoint
     from lab_backup.operations.collect import CollectResult
     from lab_backup.operations.export import ExportResult
+    from lab_backup.operations.replicate import ReplicateResult
     from lab_backup.operations.repositories import KeyInfo, RepositoryInfo
     from lab_backup.operations.restore import RestoreResult
     from lab_backup.operations.verify import VerifyResult
@@ -235,6 +236,15 @@ def collection(result: "CollectResult", *, dry_run: bool) -> str:
     ]
     lines = [line for holds, line in told if holds] or ["There is nothing to remove."]
     return "\n".join([*lines, f"{format_size(result.bytes_live)} in use"])
+
+
+def replication(result: "ReplicateResult") -> str:
+    """Say what was copied to another repository."""
+    copied = _count(len(result.copied), "backup")
+    lines = [f"{copied} copied, {len(result.present)} there already; {format_size(result.bytes_stored)} stored"]
+    if result.failed:
+        lines.append(f"FAILED: {_count(len(result.failed), 'backup')} could not be copied")
+    return "\n".join(lines)
 
 
 def checkpoints(found: "Sequence[Checkpoint]") -> str:

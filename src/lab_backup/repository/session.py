@@ -28,8 +28,9 @@ from lab_backup.repository.errors import ChunkMissingError, DamagedError, LostRa
 from lab_backup.repository.live_set import LiveSet
 from lab_backup.repository.manifest import Entry, FileEntry, Manifest
 from lab_backup.repository.marks import State
+from lab_backup.repository.pack import PackInfo, PackKind
 from lab_backup.repository.packer import Packer
-from lab_backup.repository.reader import MAX_FILE, Reader
+from lab_backup.repository.reader import MAX_FILE, Blob, Reader
 from lab_backup.repository.repository import CONDEMNED as CONDEMNED_LISTS
 from lab_backup.repository.repository import LEASES, NOWHERE, Repository
 from lab_backup.repository.tree import TreeRef
@@ -92,6 +93,7 @@ class BackupSession:
         self._lease = f"{LEASES}/{backup_id}"
         self._began: str | None = None  # by the storage's clock
         self._inherits = False
+        self._held_by: str | None = None
         self._looked = -LOOK_AGAIN
 
     def __enter__(self) -> Self:
@@ -157,6 +159,35 @@ class BackupSession:
         return FileEntry(
             name=name, size=tree.size, chunk_size=tree.chunk_size, root=None if tree.root is None else tree.root.hex()
         )
+
+    # --- what comes from another repository as it is ---
+
+    def inherit(self, backup_id: str) -> None:
+        """Say that the backup relies on all that `backup_id`, in this repository, relies on; `publish` makes sure that it may."""
+        self._inherits = True
+        self._held_by = backup_id
+
+    def needs(self, blob_id: bytes) -> bool:
+        """Return whether the caller is to store this blob, and claim it for him; else the backup relies on the place where it is.
+
+        For the thread that owns the session.
+        """
+        cache = self._repository.cache
+        with cache.snapshot() as get:
+            pack = cache.usable(blob_id, get(blob_id))
+        if pack is not None:
+            self._disks.used_packs.add(pack)
+            return False
+        return self._packer.claim(blob_id)
+
+    def store_blob(self, kind: PackKind, blob: Blob) -> int:
+        """Store a blob that `needs` asked for; return the bytes that it takes. Any thread may call this."""
+        return self._packer.store_packed(kind, blob.entry, blob.packed)
+
+    @property
+    def own_packs(self) -> list[PackInfo]:
+        """The packs that were made for this backup and are findable."""
+        return [self._repository.cache.pack(number) for number in sorted(self._packer.packs)]
 
     # --- what must not be collected under us ---
 
@@ -300,7 +331,7 @@ class BackupSession:
         """
         self.flush()
         looked = self._secure()
-        if self._inherits and not self._is_held(manifest.parent):
+        if self._inherits and not self._is_held(self._held_by or manifest.parent):
             self._walk_all(manifest)
             looked = self._secure()
         self._prove()
