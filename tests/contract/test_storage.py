@@ -12,6 +12,7 @@ import pytest
 from lab_backup.storage.base import (
     InvalidPathError,
     ObjectExistsError,
+    ObjectLockedError,
     ObjectNotFoundError,
     StorageBackend,
     StorageError,
@@ -351,6 +352,31 @@ def test_usage_adds_up(store: StorageBackend) -> None:
     if usage.total is not None:
         assert usage.free is not None
         assert 0 <= usage.free <= usage.total - usage.used
+
+
+def test_locks(store: StorageBackend) -> None:
+    """A locked object is not deleted, and its lock is only prolonged; a store that cannot lock says so."""
+    store.upload("locked", b"here")
+    assert store.locked_until("locked") is None
+    until = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    with pytest.raises(ObjectNotFoundError):
+        store.locked_until("missing")
+    if not store.locks:
+        with pytest.raises(StorageError, match="cannot lock"):
+            store.lock("locked", until)
+        return
+    store.lock("locked", until)
+    store.lock("locked", until - timedelta(minutes=30))
+    assert store.locked_until("locked") == until
+    with pytest.raises(ObjectLockedError) as caught:
+        store.delete("locked")
+    assert caught.value.until == until
+    assert store.read("locked") == b"here"
+    later = until + timedelta(hours=1)
+    store.lock("locked", later)
+    assert store.locked_until("locked") == later
+    with pytest.raises(ObjectNotFoundError):
+        store.lock("missing", later)
 
 
 def test_url_and_concurrency(store: StorageBackend) -> None:

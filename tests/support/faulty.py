@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, get_args
 
 from lab_backup.blocks import Buffer
@@ -142,6 +143,21 @@ class FaultyStorage(StorageBackend):
         info = self.inner.stat(path)
         _lose(letter, path)
         return info
+
+    @property
+    def locks(self) -> bool:
+        """Whether the inner store locks."""
+        return self.inner.locks
+
+    def lock(self, path: str, until: datetime) -> None:
+        """Lock in the inner store, unless dead."""
+        self._enter("stat", path)
+        self.inner.lock(path, until)
+
+    def locked_until(self, path: str) -> datetime | None:
+        """Ask the inner store, unless dead."""
+        self._enter("stat", path)
+        return self.inner.locked_until(path)
 
     def get_usage(self) -> Usage:
         """Return the space of the store."""

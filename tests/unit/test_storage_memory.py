@@ -1,10 +1,10 @@
 """What the memory store adds to the contract: a limit and a clock."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lab_backup.storage.base import NoSpaceError, Usage
+from lab_backup.storage.base import NoSpaceError, ObjectLockedError, Usage
 from lab_backup.storage.memory import MemoryStorage
 
 
@@ -28,3 +28,19 @@ def test_clock() -> None:
     store = MemoryStorage(clock=lambda: moment)
     store.upload("a", b"")
     assert store.stat("a").modified == moment
+
+
+def test_locks_end_by_the_clock() -> None:
+    """A locked object is neither replaced nor deleted until the clock says so."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    store = MemoryStorage(clock=lambda: now)
+    store.upload("a", b"old")
+    store.lock("a", now + timedelta(days=1))
+    for change in (lambda: store.upload("a", b"new"), lambda: store.delete("a")):
+        with pytest.raises(ObjectLockedError, match="2026-01-02"):
+            change()
+    now += timedelta(days=1, seconds=1)
+    assert store.locked_until("a") is None
+    store.upload("a", b"new")
+    store.delete("a")
+    assert list(store.list()) == []

@@ -47,6 +47,15 @@ class NoSpaceError(StorageError):
     """The store is full, or a quota is used up. Under the object's name is what was there before."""
 
 
+class ObjectLockedError(StorageError):
+    """The object may not be deleted or replaced before `until` (UTC), by anybody. It was left as it was."""
+
+    def __init__(self, message: str, *, until: datetime, hint: str | None = None) -> None:
+        """Keep `until` besides message and hint."""
+        super().__init__(message, hint=hint)
+        self.until = until
+
+
 class TransientStorageError(StorageError):
     """The call failed for a reason that may pass: the same call may be made again."""
 
@@ -99,7 +108,7 @@ class StorageBackend(ABC):
         """Store `data` under `path`, replacing what is there. Durable when it returns.
 
         `metadata` is advisory, for people who look at the store with other tools; nothing reads it back.
-        Raises NoSpaceError, StorageAccessError, TransientStorageError.
+        Raises NoSpaceError, StorageAccessError, TransientStorageError, ObjectLockedError.
         """
 
     @abstractmethod
@@ -136,7 +145,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def delete(self, path: str) -> None:
-        """Remove the object. Durable when it returns; no error where there is none."""
+        """Remove the object. Durable when it returns; no error where there is none. Raises ObjectLockedError."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -149,6 +158,23 @@ class StorageBackend(ABC):
     @abstractmethod
     def stat(self, path: str) -> ObjectInfo:
         """Return size and time of the object. Raises ObjectNotFoundError."""
+
+    @property
+    def locks(self) -> bool:
+        """Whether objects here can be locked against deletion for a time."""
+        return False
+
+    def lock(self, path: str, until: datetime) -> None:
+        """Let nobody delete or replace the object before `until`, which has a time zone. A lock is only ever prolonged.
+
+        Durable when it returns. Raises ObjectNotFoundError; StorageError where the store cannot lock.
+        """
+        raise StorageError(f"{self.url} cannot lock {path} until {until:%Y-%m-%d}", hint="use a storage that can")
+
+    def locked_until(self, path: str) -> datetime | None:
+        """Return until when (UTC) the object is locked, None where it is not. Raises ObjectNotFoundError."""
+        self.stat(path)
+        return None
 
     @abstractmethod
     def get_usage(self) -> Usage:

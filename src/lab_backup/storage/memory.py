@@ -9,6 +9,7 @@ from lab_backup.storage.base import (
     NoSpaceError,
     ObjectExistsError,
     ObjectInfo,
+    ObjectLockedError,
     ObjectNotFoundError,
     StorageBackend,
     StorageError,
@@ -30,6 +31,7 @@ class MemoryStorage(StorageBackend):
         self._clock = clock
         self._lock = threading.Lock()
         self._objects: dict[str, tuple[bytes, datetime]] = {}
+        self._locks: dict[str, datetime] = {}
 
     @property
     def url(self) -> str:
@@ -61,7 +63,9 @@ class MemoryStorage(StorageBackend):
         """Forget the object."""
         check_path(path)
         with self._lock:
+            self._refuse_locked(path)
             self._objects.pop(path, None)
+            self._locks.pop(path, None)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Return the objects that there were at the first step of the iteration."""
@@ -80,6 +84,29 @@ class MemoryStorage(StorageBackend):
         data, modified = self._get(path)
         return ObjectInfo(path, len(data), modified)
 
+    @property
+    def locks(self) -> bool:
+        """Locks hold against everybody but the end of the object itself."""
+        return True
+
+    def lock(self, path: str, until: datetime) -> None:
+        """Remember the lock."""
+        self._get(path)
+        with self._lock:
+            self._locks[path] = max(until, self._locks.get(path, until)).astimezone(UTC)
+
+    def locked_until(self, path: str) -> datetime | None:
+        """Return the lock, if it has not ended."""
+        self._get(path)
+        with self._lock:
+            until = self._locks.get(path)
+        return until if until is not None and until > self._clock() else None
+
+    def _refuse_locked(self, path: str) -> None:
+        until = self._locks.get(path)
+        if until is not None and until > self._clock():
+            raise ObjectLockedError(f"{path} is locked until {until:%Y-%m-%d %H:%M} UTC", until=until)
+
     def get_usage(self) -> Usage:
         """Return the bytes of all objects."""
         with self._lock:
@@ -94,6 +121,8 @@ class MemoryStorage(StorageBackend):
                 raise ObjectExistsError(f"{path} exists already")
             if any(other.startswith(f"{path}/") or path.startswith(f"{other}/") for other in self._objects):
                 raise StorageError(f"{path}: a part of the path is an object, or the path is a folder")
+            if path in self._objects:
+                self._refuse_locked(path)
             previous = len(self._objects[path][0]) if path in self._objects else 0
             if self._capacity is not None and self._used() - previous + len(copy) > self._capacity:
                 raise NoSpaceError(f"{path}: the store is full", hint="delete backups")

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -135,6 +136,19 @@ class RetryingStorage(StorageBackend):
     def stat(self, path: str) -> ObjectInfo:
         """Return size and time of the object."""
         return self._repeat(lambda: self._inner.stat(path))
+
+    @property
+    def locks(self) -> bool:
+        """Whether the inner store locks objects."""
+        return self._inner.locks
+
+    def lock(self, path: str, until: datetime) -> None:
+        """Lock the object."""
+        self._repeat(lambda: self._inner.lock(path, until))
+
+    def locked_until(self, path: str) -> datetime | None:
+        """Return until when the object is locked."""
+        return self._repeat(lambda: self._inner.locked_until(path))
 
     def get_usage(self) -> Usage:
         """Return the space of the store."""
