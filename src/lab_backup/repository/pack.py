@@ -36,6 +36,7 @@ TRAILER = struct.Struct("<II4s")  # stored length of the table, entries, magic
 ENTRY = struct.Struct("<32sIIIB")  # id, offset, stored length with tag, raw length, codec
 _WRAP_AES_GCM = 1
 
+PACKS = "packs"  # the folder of them all
 TARGET_SIZE = 32 * MiB  # few, large objects suit S3, SMB and NFS, and three of them in memory stay below 100 MiB
 MAX_SIZE = 256 * MiB  # what a reader accepts
 MAX_RAW = 64 * MiB  # the largest chunk a reader accepts
@@ -76,7 +77,7 @@ class PackInfo(NamedTuple):
 def pack_path(pack_id: bytes) -> str:
     """Return the object path of a pack: 256 folders keep directories small on file systems."""
     name = pack_id.hex()
-    return f"packs/{name[:2]}/{name}"
+    return f"{PACKS}/{name[:2]}/{name}"
 
 
 def nonce(offset: int) -> bytes:

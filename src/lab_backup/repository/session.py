@@ -28,7 +28,7 @@ from lab_backup.repository.errors import ChunkMissingError, DamagedError, LostRa
 from lab_backup.repository.live_set import LiveSet
 from lab_backup.repository.manifest import Entry, FileEntry, Manifest
 from lab_backup.repository.marks import State
-from lab_backup.repository.pack import PackInfo, PackKind
+from lab_backup.repository.pack import PACKS, PackInfo, PackKind
 from lab_backup.repository.packer import Packer
 from lab_backup.repository.reader import MAX_FILE, Blob, Reader
 from lab_backup.repository.repository import CONDEMNED as CONDEMNED_LISTS
@@ -41,6 +41,7 @@ from lab_backup.units import format_size
 # How often a running backup looks for condemned packs, and the longest from that look to the publication. The grace
 # period must be longer than both, with room for lists that lag and clocks that differ.
 LOOK_AGAIN = 600.0  # seconds
+LISTED = 100  # objects that a store lists at no more than the cost of a look at one
 # How far from a collection's survey and list a backup must have been published to be certain that the one saw the other:
 # LOOK_AGAIN, and ten minutes by which a list may lag, with as much again to spare.
 DOUBT = timedelta(minutes=40)
@@ -287,7 +288,13 @@ class BackupSession:
         One that is not, though nobody removed it, is recorded as damage: the next backup then stores again what was in it.
         """
         packs = {info.path: info for info in map(self._repository.cache.pack, sorted(self._used()))}
-        lost = [packs[path] for path, size in self._repository.sizes(packs) if size != packs[path].size]
+        doubtful = set(packs)
+        if len(packs) * LISTED > len(self._repository.cache.states):
+            # Packs go only long after they were condemned, so a list that lags by minutes shows none that is gone for us.
+            listed = self._repository.storage.list(PACKS)
+            doubtful -= {info.path for info in listed if info.path in packs and info.size == packs[info.path].size}
+        sizes = self._repository.sizes(sorted(doubtful))
+        lost = [packs[path] for path, size in sizes if size != packs[path].size]
         if lost:
             with suppress(StorageError):
                 self._repository.record_damage(packs={info.id.hex() for info in lost}, blobs=set())
