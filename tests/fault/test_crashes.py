@@ -19,8 +19,9 @@ from lab_backup.operations.repositories import add_key, remove_key
 from lab_backup.operations.verify import verify
 from lab_backup.repository import keys
 from lab_backup.repository.backups import Backups
+from lab_backup.repository.create import create_repository
 from lab_backup.repository.errors import NotARepositoryError, WrongKeyError
-from lab_backup.repository.repository import Repository, create_repository, open_repository
+from lab_backup.repository.repository import Repository, open_repository
 from lab_backup.repository.unlock import read_slots
 from lab_backup.storage.memory import MemoryStorage
 from support.engine import CHUNK, back_up, flip, restored
@@ -287,7 +288,7 @@ def _check_end(stage: Stage, expected: dict[str, bytes], stays: set[str], where:
 
 def test_a_repository_that_was_half_made_is_none(stage: Stage) -> None:
     """Before the last write there is no repository, and making one there says what is in the way; after it there is one."""
-    for survived in range(1, 4):
+    for survived in range(1, 5):
         storage = FaultyStorage(MemoryStorage(), crash=CrashPoint(survived, "after"))
         with pytest.raises(CrashError):
             create_repository(storage, passphrase=None)
@@ -297,7 +298,45 @@ def test_a_repository_that_was_half_made_is_none(stage: Stage) -> None:
             with pytest.raises(UsageError, match="interrupted"):
                 create_repository(storage.inner, passphrase=None)
         else:
-            open_repository(storage.inner, passphrase=None, cache_directory=stage.directory).close()
+            with open_repository(storage.inner, passphrase=None, cache_directory=stage.directory) as repository:
+                assert bool(verify(repository).damage) == (survived == 3), "its copy is still to come"
+                collect(repository)
+                assert not verify(repository).damage
+
+
+def _without(storage: MemoryStorage, path: str) -> None:
+    storage.delete(path)
+
+
+def _spoilt(storage: MemoryStorage, path: str) -> None:
+    flip(storage, path, 200)
+
+
+@pytest.mark.parametrize("act", [collect, lambda repository: back_up(repository, blocks(1, 2))], ids=["gc", "backup"])
+@pytest.mark.parametrize("harm", [_without, _spoilt])
+@pytest.mark.parametrize("path", ["config", "config.copy"])
+def test_a_config_being_mended_is_there_whatever_happens(
+    stage: Stage, path: str, harm: Callable[[MemoryStorage, str], None], act: Callable[[Repository], object]
+) -> None:
+    """Death after any write of what mends `config` or its copy leaves a repository that opens, and the next one completes it."""
+    harm(stage.storage, path)
+    before = stage.storage
+    for survived in itertools.count(1):
+        stage.storage = _copy(before, stage.clock)
+        storage = FaultyStorage(stage.storage, crash=CrashPoint(survived, "after"))
+        place = stage.directory / str(survived)
+        died = False
+        try:
+            with open_repository(storage, passphrase=None, cache_directory=place) as repository:
+                act(repository)
+        except CrashError:
+            died = True
+        with open_repository(stage.storage, passphrase=None, cache_directory=place) as repository:
+            collect(repository)
+            assert not verify(repository).damage, survived
+        assert stage.storage.read("config") == stage.storage.read("config.copy") == stage.config.encode()
+        if not died:
+            return
 
 
 def test_keys_open_the_repository_whenever_their_change_is_interrupted(

@@ -13,7 +13,7 @@ from lab_backup.operations.collect import collect
 from lab_backup.operations.lifecycle import delete
 from lab_backup.operations.verify import verify
 from lab_backup.repository.backups import Backups
-from lab_backup.repository.repository import create_repository
+from lab_backup.repository.create import create_repository
 from lab_backup.storage.local import LocalStorage
 from lab_backup.units import KiB, MiB
 from support.engine import restored

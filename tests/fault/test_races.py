@@ -14,9 +14,10 @@ from lab_backup.operations.repositories import add_key, remove_key
 from lab_backup.operations.verify import VerifyResult, verify
 from lab_backup.repository import keys
 from lab_backup.repository.backups import Backups
+from lab_backup.repository.create import create_repository
 from lab_backup.repository.errors import LostRaceError, RepositoryExistsError
 from lab_backup.repository.keys import KeySlot
-from lab_backup.repository.repository import create_repository, open_repository
+from lab_backup.repository.repository import open_repository
 from lab_backup.repository.session import BackupSession
 from lab_backup.repository.unlock import read_slots
 from lab_backup.storage.base import StorageBackend

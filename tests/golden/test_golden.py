@@ -93,3 +93,14 @@ def test_rebuilds(golden: tuple[Path, dict[str, Any]]) -> None:
     shutil.rmtree(folder / "repository" / "index")
     with opened(folder, expected["recovery_key"]) as repository:
         assert_restores(repository, expected)
+
+
+def test_works_without_a_copy_of_config(golden: tuple[Path, dict[str, Any]]) -> None:
+    """One that was made before `config` had a copy restores, says what is missing, and gets it by a collection."""
+    folder, expected = golden
+    (folder / "repository" / "config.copy").unlink()
+    with opened(folder, expected["recovery_key"]) as repository:
+        assert_restores(repository, expected)
+        assert [damage.touches for damage in verify(repository).damage] == [("config.copy",)]
+        collect(repository)
+        assert verify(repository).damage == ()

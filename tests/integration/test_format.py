@@ -14,8 +14,9 @@ from support.independent_reader import IndependentReader
 PASSPHRASE = "an honest passphrase"
 
 
+@pytest.mark.parametrize("lost", ["config", None])
 @pytest.mark.parametrize("compression", ["zstd:3", "gzip", "none"])
-def test_the_document_suffices_to_restore(tmp_path: Path, compression: str) -> None:
+def test_the_document_suffices_to_restore(tmp_path: Path, compression: str, lost: str | None) -> None:
     """Two backups of a sparse disk of odd size, with half-compressible data, come back from docs/format alone."""
     url = str(tmp_path / "repository")
     init_repository(url, passphrase=PASSPHRASE, chunk_size=64 * KiB, compression=compression)
@@ -37,6 +38,8 @@ def test_the_document_suffices_to_restore(tmp_path: Path, compression: str) -> N
             ids.append(backup_image(repository, image, name="disk").backup)
         protect(repository, ids[0])
         delete(repository, ids[1])
+    if lost:
+        (Path(url) / lost).unlink()
     reader = IndependentReader(Path(url), PASSPHRASE)
     found = {manifest["backup"]: manifest for manifest in reader.backups()}
     assert set(found) == set(ids)

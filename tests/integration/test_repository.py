@@ -24,6 +24,7 @@ from lab_backup.repository import keys as keys_module
 from lab_backup.repository import manifest as manifests
 from lab_backup.repository.codec import Codec
 from lab_backup.repository.config import Config
+from lab_backup.repository.create import create_repository
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import (
     ChunkCorruptError,
@@ -39,12 +40,14 @@ from lab_backup.repository.manifest import DiskEntry, FileEntry, Manifest, Sourc
 from lab_backup.repository.pack import ENTRY, TAG, PackBuilder, PackKind
 from lab_backup.repository.packer import Packer
 from lab_backup.repository.reader import Reader
-from lab_backup.repository.repository import INDEX, Repository, create_repository, open_repository
+from lab_backup.repository.repository import INDEX, Repository, open_repository
 from lab_backup.repository.session import new_backup_id
 from lab_backup.repository.tree import FAN_OUT, Child, encode_node
 from lab_backup.storage.memory import MemoryStorage
 from lab_backup.units import KiB, MiB
 from support.engine import CHUNK, MemoryDisk, back_up, copy_of, new_repository, reopen, restored
+from support.faulty import FaultyStorage
+from support.stage import small_packs
 
 DISK = random.Random(1).randbytes(5 * CHUNK + 99)
 
@@ -144,7 +147,8 @@ def test_no_plain_keys_in_an_encrypted_repository(tmp_path: Path) -> None:
         slot = plain_slot(his, created="2000-01-01T00:00:00Z")
         forged.upload(f"keys/{slot.id}", msgspec.json.encode(slot))
         fields = {name: getattr(config, name) for name in Config.__struct_fields__} | {"encryption": encryption}
-        forged.upload(config_module.PATH, Config(**fields).sealed(his.metadata).encode())
+        for path in (config_module.PATH, config_module.COPY):
+            forged.upload(path, Config(**fields).sealed(his.metadata).encode())
         with pytest.raises((DamagedError, WrongKeyError)):
             open_repository(forged, passphrase="ours", cache_directory=tmp_path / "other")
 
@@ -700,3 +704,21 @@ def test_nothing_is_reserved_for_what_a_pack_claims(repository: Repository) -> N
         assert tracemalloc.get_traced_memory()[1] < 10 * MiB
     finally:
         tracemalloc.stop()
+
+
+def test_the_proof_lists_rather_than_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backup that relies on many packs is proved by a list of them; on a few of many, by a look at each."""
+    small_packs(monkeypatch)
+    storage = FaultyStorage(MemoryStorage())
+    with new_repository(storage, tmp_path) as repository:
+        content = random.Random(1).randbytes(1200 * CHUNK)
+        back_up(repository, content, name="one")
+        storage.log.clear()
+        back_up(repository, content, name="two")
+        looks = [call for call in storage.log if call.startswith("stat packs/")]
+        assert (len(looks), storage.log.count("list packs")) == (0, 1)
+        storage.log.clear()
+        back_up(repository, content[: 2 * CHUNK], name="three")
+        looks = [call for call in storage.log if call.startswith("stat packs/")]
+        assert 0 < len(looks) <= 3
+        assert "list packs" not in storage.log

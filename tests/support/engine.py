@@ -11,8 +11,9 @@ from lab_backup.operations.backup import run_backup
 from lab_backup.operations.catalogue import BackupSummary
 from lab_backup.repository.backups import Backups
 from lab_backup.repository.config import DEFAULT_GRACE
+from lab_backup.repository.create import create_repository
 from lab_backup.repository.reader import Reader
-from lab_backup.repository.repository import Repository, create_repository, open_repository
+from lab_backup.repository.repository import Repository, open_repository
 from lab_backup.repository.session import new_backup_id
 from lab_backup.sources.source import ConfigurationFile, Consistency, DiskExport
 from lab_backup.storage.base import StorageBackend

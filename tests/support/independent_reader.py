@@ -37,7 +37,8 @@ class IndependentReader:
     def __init__(self, root: Path, passphrase: str) -> None:
         """Unlock it, check config, and read the whole index."""
         self.root = root
-        self.config: dict[str, Any] = json.loads((root / "config").read_bytes())
+        stored = next(path for path in (root / "config", root / "config.copy") if path.exists())  # objects.md
+        self.config: dict[str, Any] = json.loads(stored.read_bytes())
         self.id = bytes.fromhex(self.config["id"])
         self.master, self.identity = self._unlock(passphrase)
         self.metadata = hkdf(self.master, "metadata")

@@ -19,11 +19,12 @@ from lab_backup.blocks import Buffer
 from lab_backup.extent import Extent
 from lab_backup.operations.catalogue import BackupSummary
 from lab_backup.operations.collect import collect
-from lab_backup.repository import check, disk_writer, packer, reader, repository
+from lab_backup.repository import check, create, disk_writer, packer, reader, repository
 from lab_backup.repository.cache import IndexCache
 from lab_backup.repository.collect import Result
+from lab_backup.repository.create import create_repository
 from lab_backup.repository.packer import Packer
-from lab_backup.repository.repository import Repository, create_repository
+from lab_backup.repository.repository import Repository
 from lab_backup.repository.unlock import unlock
 from lab_backup.storage.base import ObjectInfo, StorageBackend, Usage
 from lab_backup.storage.memory import MemoryStorage
@@ -71,7 +72,8 @@ def single_threaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (check, disk_writer, packer, reader, repository):
         monkeypatch.setattr(module, "ThreadPoolExecutor", InlineExecutor)
     small_packs(monkeypatch)
-    monkeypatch.setattr(repository, "RESERVE_SIZE", 1024)
+    for module in (create, repository):
+        monkeypatch.setattr(module, "RESERVE_SIZE", 1024)
 
 
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:

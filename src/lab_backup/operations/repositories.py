@@ -12,6 +12,8 @@ from lab_backup.errors import AmbiguousError, BusyError, NotFoundError, UsageErr
 from lab_backup.repository import repository as engine
 from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, Config, check_chunk_size
+from lab_backup.repository.create import create_repository
+from lab_backup.repository.head import read_head
 from lab_backup.repository.keys import KeySlot, passphrase_slot
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.unlock import KEYS, read_slots
@@ -75,9 +77,7 @@ def init_repository(
     with_passphrase = passphrase if encryption else None
     storage = open_storage(url, create=True)
     try:
-        config = engine.create_repository(
-            storage, passphrase=with_passphrase, chunk_size=chunk_size, compression=compression
-        )
+        config = create_repository(storage, passphrase=with_passphrase, chunk_size=chunk_size, compression=compression)
         return _describe(storage.url, config)
     finally:
         storage.close()
@@ -87,7 +87,7 @@ def needs_passphrase(url: str) -> bool:
     """Whether the repository at `url` is encrypted. Raises NotARepositoryError."""
     storage = open_storage(url)
     try:
-        return engine.read_config(storage).encryption != "none"
+        return read_head(storage).encrypted
     finally:
         storage.close()
 

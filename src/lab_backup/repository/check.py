@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from lab_backup.errors import LabBackupError
-from lab_backup.repository import config as config_object
 from lab_backup.repository import index, marks
 from lab_backup.repository import manifest as manifests
 from lab_backup.repository.backups import Backup, Backups
@@ -21,6 +20,7 @@ from lab_backup.repository.cache import Location
 from lab_backup.repository.disk_writer import default_threads
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import ChunkMissingError, DamagedError, RepositoryError
+from lab_backup.repository.head import stale_configs
 from lab_backup.repository.keys import KeySlot
 from lab_backup.repository.live_set import LiveSet
 from lab_backup.repository.manifest import Entry as ManifestEntry
@@ -127,11 +127,8 @@ class Checker:
     def _check_objects(self) -> None:
         """Read config, key slots and every sealed object from the storage, whatever the local copy says of them."""
         storage = self._repository.storage
-        try:
-            config = config_object.decode(storage.read(config_object.PATH), storage.url)
-            config.verify(self._repository.keys.metadata)
-        except (RepositoryError, ObjectNotFoundError) as error:
-            self._note(config_object.PATH, error)
+        for path, error in stale_configs(storage, self._repository.config).items():
+            self._note(path, error)
         for kind, (prefix, check) in self._sealed().items():
             for info in storage.list(prefix):
                 try:

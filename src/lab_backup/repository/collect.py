@@ -143,6 +143,8 @@ class Collector:
         doomed = self._expired_backups()
         self.result.backups_removed = [backup.id for backup in doomed]
         if not dry_run:
+            mended = self._repository.mend_config()
+            self.result.notes.extend(f"{path} was missing or damaged and is written again" for path in mended)
             for backup in doomed:
                 self._remove_backup(backup.id)
             self._remove_orphaned_marks()

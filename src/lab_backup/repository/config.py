@@ -1,4 +1,4 @@
-"""The object `config`: what every reader must know before it has a key, and what every writer must agree on."""
+"""The object `config` and its copy: what every reader must know before it has a key, and what every writer must agree on."""
 
 import hmac
 import json
@@ -16,6 +16,7 @@ from lab_backup.repository.untrusted_json import parse
 from lab_backup.units import KiB, MiB, format_size
 
 PATH = "config"
+COPY = "config.copy"  # the same bytes once more, written after it
 FORMAT = "lab-backup repository"
 VERSION = 1
 DEFAULT_CHUNK_SIZE = 128 * KiB
@@ -61,7 +62,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         if not self.sealed_by(metadata_key):
             raise DamagedError(
                 "the repository's config was changed by somebody without its key",
-                hint="restore the object `config` from a copy",
+                hint="restore the object `config` or `config.copy` from another copy of the repository",
             )
 
     def encode(self) -> bytes:
@@ -86,7 +87,8 @@ def decode(data: bytes, url: str) -> Config:
         head = parse(data, dict[str, object], "config")
     except DamagedError as error:
         raise NotARepositoryError(
-            not_ours, hint="if there was a repository, its object `config` is damaged: restore it from a copy"
+            not_ours,
+            hint="if there was a repository, its `config` is damaged: bring it back from another copy of the repository",
         ) from error
     if head.get("format") != FORMAT:
         raise NotARepositoryError(not_ours)

@@ -4,7 +4,8 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import datetime, timedelta
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -13,19 +14,16 @@ from typing import Annotated, Self, TypeVar
 import msgspec
 from blake3 import blake3
 
-from lab_backup.errors import UsageError
-from lab_backup.repository import config as config_object
 from lab_backup.repository import index
 from lab_backup.repository.cache import CONDEMNED as CONDEMNED_PACK
 from lab_backup.repository.cache import USABLE, IndexCache
-from lab_backup.repository.codec import compressor
-from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, DEFAULT_GRACE, Config, check_chunk_size
+from lab_backup.repository.config import Config
 from lab_backup.repository.envelope import Kind, seal, unseal
-from lab_backup.repository.errors import DamagedError, NewerVersionError, NotARepositoryError, RepositoryExistsError
-from lab_backup.repository.keys import RepositoryKeys, passphrase_slot, plain_slot
+from lab_backup.repository.errors import DamagedError, NewerVersionError
+from lab_backup.repository.head import read_head
+from lab_backup.repository.keys import RepositoryKeys
 from lab_backup.repository.pack import PACK_ID, PackCipher, PackInfo, PackKind, unwrap
 from lab_backup.repository.pack_table import read_table
-from lab_backup.repository.unlock import KEYS, unlock
 from lab_backup.repository.untrusted_json import Moment, parse
 from lab_backup.storage.base import (
     NoSpaceError,
@@ -33,6 +31,7 @@ from lab_backup.storage.base import (
     ObjectInfo,
     ObjectNotFoundError,
     StorageBackend,
+    StorageError,
 )
 from lab_backup.units import MiB
 
@@ -78,98 +77,27 @@ class DamageList(msgspec.Struct, frozen=True, kw_only=True):
     blobs: list[tuple[HexPack, HexBlob]]
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def create_repository(
-    storage: StorageBackend,
-    *,
-    passphrase: str | None,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
-    compression: str = "zstd:3",
-    grace: int = DEFAULT_GRACE,
-    identity: bytes | None = None,
-) -> Config:
-    """Make a new repository in the empty `storage` and return its config. No passphrase means no encryption.
-
-    `identity` takes another repository's identity key, so that equal chunks have equal ids in both. The object `config` comes
-    last: before it exists there is no repository. Raises RepositoryExistsError, UsageError where the storage holds something else.
-    """
-    check_chunk_size(chunk_size)
-    compressor(compression)
-    present = next(iter(storage.list()), None)
-    if present is not None:
-        if _exists(storage, config_object.PATH):
-            raise RepositoryExistsError(
-                f"{storage.url} is a repository already", hint="use it as it is, or choose another place"
-            )
-        if all(info.path == RESERVE or info.path.startswith(f"{KEYS}/") for info in storage.list()):
-            raise UsageError(
-                f"{storage.url} holds what is left of a repository whose making was interrupted",
-                hint="nothing is in it: if nobody is making it at this moment, remove the content of the place and try again",
-            )
-        raise UsageError(
-            f"{storage.url} is not empty: it holds {present.path}", hint="choose an empty place for the repository"
-        )
-    keys = RepositoryKeys.generate()
-    if identity is not None:
-        keys = RepositoryKeys(keys.master, identity)
-    repository_id, created = secrets.token_hex(16), _now()
-    if passphrase is None:
-        slot = plain_slot(keys, created=created)
-    else:
-        slot = passphrase_slot(keys, passphrase, repository_id, label="first passphrase", created=created)
-    config = Config(
-        format=config_object.FORMAT, version=config_object.VERSION, id=repository_id, created=created,
-        encryption="none" if passphrase is None else "aes-256-gcm", chunk_size=chunk_size, compression=compression, grace=grace,
-    ).sealed(keys.metadata)  # fmt: skip
-    made: list[str] = []
-    try:
-        for path, data in (
-            (f"{KEYS}/{slot.id}", msgspec.json.encode(slot)),
-            (RESERVE, secrets.token_bytes(RESERVE_SIZE)),
-            (config_object.PATH, config.encode()),
-        ):
-            storage.create(path, data)
-            made.append(path)
-    except (ObjectExistsError, NoSpaceError) as error:
-        for path in made:
-            storage.delete(path)
-        if isinstance(error, NoSpaceError):
-            raise
-        raise RepositoryExistsError(f"{storage.url} was made a repository by somebody else this very moment") from error
-    return config
-
-
-def read_config(storage: StorageBackend) -> Config:
-    """Return the repository's config, not verified. Raises NotARepositoryError, NewerVersionError, DamagedError."""
-    try:
-        data = storage.read(config_object.PATH, 0, 64 * 1024)
-    except ObjectNotFoundError as error:
-        raise NotARepositoryError(
-            f"{storage.url} is not a repository", hint="check the address, or make one: lab-backup repo init"
-        ) from error
-    return config_object.decode(data, storage.url)
-
-
-def _exists(storage: StorageBackend, path: str) -> bool:
-    try:
-        storage.stat(path)
-    except ObjectNotFoundError:
-        return False
-    return True
-
-
 class Repository:
     """An open repository. Thread-safe unless a method says otherwise."""
 
-    def __init__(self, storage: StorageBackend, config: Config, keys: RepositoryKeys, cache: IndexCache) -> None:
-        """Put an open repository together; `open_repository` is what callers want."""
+    def __init__(
+        self,
+        storage: StorageBackend,
+        config: Config,
+        keys: RepositoryKeys,
+        cache: IndexCache,
+        *,
+        stale_configs: Iterable[str] = (),
+    ) -> None:
+        """Put an open repository together; `open_repository` is what callers want.
+
+        `stale_configs` of the two objects that hold `config` are not what its seal, which was verified, says.
+        """
         self.storage = storage
         self.config = config
         self.keys = keys
         self.cache = cache
+        self._stale_configs = list(stale_configs)
         self._ciphers: dict[int, PackCipher] = {}
         self._synchronising = threading.RLock()
         self.unreadable: dict[str, DamagedError] = {}  # lists (condemned, removed, damaged) that could not be read
@@ -457,6 +385,19 @@ class Repository:
         except (ObjectExistsError, NoSpaceError):
             return
 
+    def mend_config(self) -> list[str]:
+        """Write `config` or its copy again where opening found it missing or changed; return which, none where the storage refuses.
+
+        A storage that takes new objects but lets none be replaced is no reason to make no backup.
+        """
+        mended = []
+        for path in self._stale_configs:
+            with suppress(StorageError):
+                self.storage.upload(path, self.config.encode())
+                mended.append(path)
+        self._stale_configs = [path for path in self._stale_configs if path not in mended]
+        return mended
+
     @property
     def grace(self) -> timedelta:
         """How long something stays that was marked for deletion."""
@@ -469,14 +410,13 @@ def open_repository(storage: StorageBackend, *, passphrase: str | None, cache_di
     `passphrase` may be a recovery key. The cache lies in a folder of its own below `cache_directory`. Raises NotARepositoryError,
     NewerVersionError, WrongKeyError, DamagedError.
     """
-    config = read_config(storage)
-    keys = unlock(storage, config, passphrase)
-    config.verify(keys.metadata)
+    head = read_head(storage)
+    config, keys = head.open(storage, passphrase)
     # The address is part of the name: two copies of one repository differ in their objects.
     place = blake2b(storage.url.encode(), digest_size=6).hexdigest()
     cache = IndexCache(cache_directory / f"{config.id}-{place}")
     try:
-        repository = Repository(storage, config, keys, cache)
+        repository = Repository(storage, config, keys, cache, stale_configs=head.stale(config))
         repository.synchronise()
     except BaseException:
         cache.close()

@@ -100,6 +100,7 @@ class BackupSession:
     def __enter__(self) -> Self:
         self._renew()
         try:
+            self._repository.mend_config()
             # The repository may have been open for long: what is condemned or damaged by now must not be relied on.
             self._look()
         except BaseException:
