@@ -22,9 +22,9 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 ALL = dict(commands(typer.main.get_command(app)))
 PROMISED = {
-    "repo init", "repo info", "repo keys list", "repo keys add", "repo keys remove", "repo recovery-sheet",
+    "repo init", "repo info", "repo keys list", "repo keys add", "repo keys remove", "repo keys rotate", "repo recovery-sheet",
     "backup vm", "backup image", "list", "show", "restore vm", "restore image", "verify", "delete", "undelete",
-    "protect", "unprotect", "gc", "replicate", "export", "checkpoints list", "checkpoints remove", "demo",
+    "protect", "unprotect", "prune", "gc", "replicate", "export", "checkpoints list", "checkpoints remove", "demo",
 }  # fmt: skip
 
 
@@ -55,4 +55,4 @@ def test_each_command_has_json_and_explains_its_options(words: tuple[str, ...]) 
 def test_no_command_takes_a_passphrase_as_an_argument(words: tuple[str, ...]) -> None:
     """Arguments are seen by everybody on the machine: only files with passphrases can be named."""
     options = {option for parameter in ALL[words].params for option in parameter.opts if "passphrase" in option}
-    assert options <= {"--passphrase-file", "--new-passphrase-file"}
+    assert options <= {"--passphrase-file", "--new-passphrase-file", "--from-passphrase-file"}
