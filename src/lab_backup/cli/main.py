@@ -19,7 +19,6 @@ from lab_backup.cli.commands import (
     gc,
     lifecycle,
     prune,
-    prune,
     replicate,
     repo,
     restore,
@@ -33,7 +32,7 @@ from lab_backup.cli.signals import interruptible
 NAME = "lab-backup"
 ORDER = (
     "repo", "backup", "list", "show", "restore", "verify", "delete", "undelete", "protect", "unprotect",
-    "prune",     "prune", "gc", "replicate", "export", "checkpoints", "demo",
+    "prune", "gc", "replicate", "export", "checkpoints", "demo",
 )  # fmt: skip
 
 
@@ -152,14 +151,6 @@ app.command("protect", short_help="Keep a backup from being deleted.", epilog=ex
 app.command("unprotect", short_help="Allow its deletion again.", epilog=examples(_BACKUP.format("unprotect")))(
     lifecycle.unprotect
 )
-app.command(
-    "prune",
-    short_help="Delete what a retention policy no longer wants.",
-    epilog=examples(
-        "lab-backup prune --repo /srv/backups --keep-daily 7 --keep-weekly 4 --keep-monthly 12 --dry-run",
-        "lab-backup prune --repo /srv/backups --source vm/web --keep-last 3 --keep-within 14d --timezone Europe/Berlin",
-    ),
-)(prune.prune)
 app.command(
     "prune",
     short_help="Delete what no retention rule keeps.",

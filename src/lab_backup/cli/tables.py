@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from lab_backup.operations.collect import CollectResult
     from lab_backup.operations.export import ExportResult
     from lab_backup.operations.prune import PruneResult
-    from lab_backup.operations.prune import PruneResult
     from lab_backup.operations.replicate import ReplicateResult
     from lab_backup.operations.repositories import KeyInfo, RepositoryInfo
     from lab_backup.operations.restore import RestoreResult
@@ -240,28 +239,6 @@ def collection(result: "CollectResult", *, dry_run: bool) -> str:
     return "\n".join([*lines, f"{format_size(result.bytes_live)} in use"])
 
 
-def pruned(result: "PruneResult") -> str:
-    """List what becomes of each backup, and why."""
-    if not result.decisions:
-        return "There are no backups."
-    rows = [
-        (
-            item.backup[:SHORT_ID],
-            local(item.time),
-            f"{item.source_kind}/{item.source}",
-            "keep" if item.keep else "delete",
-            ", ".join(item.reasons),
-        )
-        for item in result.decisions
-    ]
-    drawn = table(["ID", "TIME", "SOURCE", "", "KEPT BY"], rows)
-    would = "would be " if result.dry_run else ""
-    line = f"{_count(result.removed, 'backup')} {would}deleted, {result.kept} kept"
-    if result.removed and not result.dry_run:
-        line += "; until the grace period ends, lab-backup undelete brings them back, and gc gives back the space afterwards"
-    return f"{drawn}\n\n{line}"
-
-
 def pruning(result: "PruneResult") -> str:
     """Say of each backup whether it is kept, and why."""
     if not result.decisions:
@@ -269,11 +246,19 @@ def pruning(result: "PruneResult") -> str:
     would = "would be " if result.dry_run else ""
     words = {"keep": "keep", "remove": "remove", "deleted": "(gone)"}
     rows = [
-        (item.backup[:SHORT_ID], local(item.time), f"{item.source_kind}/{item.source}", words[item.outcome], ", ".join(item.reasons))
+        (
+            item.backup[:SHORT_ID],
+            local(item.time),
+            f"{item.source_kind}/{item.source}",
+            words[item.outcome],
+            ", ".join(item.reasons),
+        )
         for item in result.decisions
     ]
     total = f"{result.kept} kept, {_count(result.removed, 'backup')} {would}removed ({format_size(result.bytes_removed)} stored when made)"
-    later = "`lab-backup undelete` takes a removal back until the grace period ends; `lab-backup gc` then frees the space."
+    later = (
+        "`lab-backup undelete` takes a removal back until the grace period ends; `lab-backup gc` then frees the space."
+    )
     shown = [table(["ID", "TIME", "SOURCE", "DO", "WHY"], rows), total]
     return "\n".join([*shown, later] if result.removed and not result.dry_run else shown)
 
