@@ -17,6 +17,7 @@ from lab_backup.demo.disk import DiskSpec, make_disk
 from lab_backup.demo.guest import GuestImage, build_guest
 from lab_backup.demo.hypervisor import Hypervisor
 from lab_backup.demo.machine import Guest, define_guest
+from lab_backup.demo.podman_service import PodmanService
 from lab_backup.units import MiB
 
 # How long an example takes says more about what else the machine does than about the code.
@@ -121,3 +122,10 @@ def shared_guest(hypervisor: Hypervisor) -> Iterator[Guest]:
     """Return a running guest named `shared` as `guest` is, for the tests of a module that leave it running and usable."""
     with _guest_directory(hypervisor) as directory, _guest_factory(hypervisor, directory) as factory:
         yield factory("shared").start().wait_ready()
+
+
+@pytest.fixture(scope="session")
+def podman_service() -> Iterator[PodmanService]:
+    """Run a private Podman service with one small image for the whole session. A test removes what it makes there."""
+    with PodmanService() as service:
+        yield service
