@@ -15,12 +15,13 @@ from lab_backup.errors import LabBackupError, UsageError
 from lab_backup.extent import Extent
 from lab_backup.operations.collect import collect
 from lab_backup.operations.lifecycle import delete, protect, undelete, unprotect
-from lab_backup.operations.repositories import add_key, remove_key
+from lab_backup.operations.repositories import add_key, remove_key, rotate_key
 from lab_backup.operations.verify import verify
 from lab_backup.repository import keys
 from lab_backup.repository.backups import Backups
 from lab_backup.repository.create import create_repository
 from lab_backup.repository.errors import NotARepositoryError, WrongKeyError
+from lab_backup.repository.keys import KeyFile, Secret
 from lab_backup.repository.repository import Repository, open_repository
 from lab_backup.repository.unlock import read_slots
 from lab_backup.storage.memory import MemoryStorage
@@ -350,6 +351,7 @@ def test_keys_open_the_repository_whenever_their_change_is_interrupted(
     changes: tuple[tuple[Callable[[Repository], object], ...], ...] = (
         (lambda repository: add_key(repository, "new", label="new"),),
         (lambda repository: add_key(repository, "new", label="new"), lambda repository: remove_key(repository, old)),
+        (lambda repository: rotate_key(repository, old, KeyFile(b"n" * 32)),),
     )
     for steps in changes:
         for survived in range(4):
@@ -363,15 +365,18 @@ def test_keys_open_the_repository_whenever_their_change_is_interrupted(
                         step(repository)
                 except CrashError:
                     pass
-            opened = [passphrase for passphrase in ("old", "new") if _opens(inner, passphrase, stage.directory)]
+            secrets: tuple[Secret, ...] = ("old", "new", KeyFile(b"n" * 32))
+            opened = [secret for secret in secrets if _opens(inner, secret, stage.directory)]
             assert opened, survived
-            if len(steps) == 1:
+            if steps == changes[0]:
                 assert "old" in opened
+            if steps == changes[2] and survived in {2, 3}:
+                assert opened == [secrets[2]], "the old key is gone"
 
 
-def _opens(storage: MemoryStorage, passphrase: str, directory: Path) -> bool:
+def _opens(storage: MemoryStorage, secret: Secret, directory: Path) -> bool:
     try:
-        open_repository(storage, passphrase=passphrase, cache_directory=directory).close()
+        open_repository(storage, passphrase=secret, cache_directory=directory).close()
     except WrongKeyError:
         return False
     except LabBackupError as error:

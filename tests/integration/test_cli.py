@@ -137,6 +137,41 @@ def test_keys_and_the_recovery_sheet(lab: Program, tmp_path: Path) -> None:
     lab.ok("list", "--passphrase-file", "recovery")
 
 
+def test_a_key_file_opens_and_is_replaced(lab: Program, tmp_path: Path) -> None:
+    """A key file is made for its owner alone and opens without a passphrase; rotating takes the old one away, and never the last key."""
+    first = lab.ok("repo", "keys", "list")["keys"][0]["id"]
+    made = lab.ok("repo", "keys", "add", "--new-key-file", "host.key", "--label", "host")
+    assert ((tmp_path / "host.key").stat().st_mode & 0o777, len((tmp_path / "host.key").read_bytes())) == (0o600, 64)
+    by_file: dict[str, Any] = {"LAB_BACKUP_PASSPHRASE": "", "LAB_BACKUP_KEY_FILE": "host.key"}
+    lab.ok("list", **by_file)
+    lab.ok("repo", "keys", "remove", first, **by_file)
+    assert error(lab("repo", "keys", "remove", made["id"], **by_file)).startswith("error: this is the last ")
+    again = lab.ok("repo", "keys", "rotate", made["id"][:6], "--new-key-file", "next.key", **by_file)
+    assert (again["label"], again["kind"]) == ("host", "key-file")
+    refused = lab("list", **by_file)
+    assert (refused.code, "the key file does not open" in refused.stderr) == (5, True)
+    by_file["LAB_BACKUP_KEY_FILE"] = "next.key"
+    assert [key["id"] for key in lab.ok("repo", "keys", "list", **by_file)["keys"]] == [again["id"]]
+    lab.ok("repo", "keys", "add", "--kdf", "scrypt", LAB_BACKUP_NEW_PASSPHRASE="battery staple", **by_file)
+    lab.ok("list", LAB_BACKUP_PASSPHRASE="battery staple")
+
+
+def test_a_repository_like_another_one(lab: Program, tmp_path: Path) -> None:
+    """It takes over the chunk size and what makes ids equal, has a key of its own, and is never without encryption beside an encrypted one."""
+    words = ("repo", "init", "second", "--like", "repository", "--chunk-size", "64KiB")
+    asked: dict[str, Any] = {
+        "LAB_BACKUP_FROM_PASSPHRASE": "correct horse",
+        "LAB_BACKUP_PASSPHRASE": "another",
+        "LAB_BACKUP_REPO": "",
+    }
+    assert error(lab(*words, "--no-encryption", **asked)).startswith("error: a repository without encryption")
+    assert not (tmp_path / "second").exists()
+    made = lab.ok(*words, **asked)
+    assert made["chunk_size"] == lab.ok("repo", "info")["chunk_size"]
+    assert lab("list", "--repo", "second").code == 5
+    lab.ok("list", "--repo", "second", LAB_BACKUP_PASSPHRASE="another")
+
+
 def test_a_repository_without_encryption_asks_nothing(tmp_path: Path, image: Path) -> None:
     """Neither a file nor a variable nor a terminal is needed."""
     lab = Program(tmp_path, LAB_BACKUP_REPO=str(tmp_path / "open"))
@@ -282,9 +317,10 @@ def test_damage_is_found_named_and_never_restored(lab: Program, image: Path, tmp
 
 def test_a_newer_repository_is_refused(lab: Program, tmp_path: Path) -> None:
     """A repository of a version that is yet to come is left alone, with the advice to update."""
-    config = tmp_path / "repository" / "config"
-    config.chmod(0o600)
-    config.write_text(json.dumps({**json.loads(config.read_text()), "version": 99}))
+    for name in ("config", "config.copy"):
+        config = tmp_path / "repository" / name
+        config.chmod(0o600)
+        config.write_text(json.dumps({**json.loads(config.read_text()), "version": 99}))
     ended = lab("list", "--json")
     assert (ended.code, ended.object["error"]["kind"]) == (1, "newer_version")
     assert "update" in ended.stderr
@@ -453,7 +489,7 @@ def test_python_m_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [("lab-backup re", {"repo", "restore"}), ("lab-backup repo k", {"keys"})]
+    ("words", "expected"), [("lab-backup re", {"repo", "replicate", "restore"}), ("lab-backup repo k", {"keys"})]
 )
 def test_shells_complete_commands(tmp_path: Path, words: str, expected: set[str]) -> None:
     """The completion that `--install-completion` installs asks the program, which knows its commands."""

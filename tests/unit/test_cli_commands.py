@@ -140,7 +140,7 @@ def test_init_passes_its_options(lab: Lab, operations: Operations) -> None:
     assert result.exit_code == 0
     assert operations.calls["repositories.init_repository"] == (
         ("/r",),
-        {"passphrase": "secret", "chunk_size": 262144, "compression": "none", "encryption": True},
+        {"passphrase": "secret", "chunk_size": 262144, "compression": "none", "encryption": True, "like": None},
     )
     assert "a" * 32 in result.stdout
     assert "recovery-sheet" in result.stderr
@@ -220,7 +220,10 @@ def test_keys_are_listed_added_and_removed(lab: Lab, operations: Operations) -> 
     assert only_object(lab("repo", "keys", "list", "--repo", "/r", "--json"))["keys"][0]["label"] == "anna"
     added = lab("repo", "keys", "add", "--repo", "/r", "--label", "anna", LAB_BACKUP_NEW_PASSPHRASE="new one")
     assert added.exit_code == 0
-    assert operations.calls["repositories.add_key"] == ((operations.repository, "new one"), {"label": "anna"})
+    assert operations.calls["repositories.add_key"] == (
+        (operations.repository, "new one"),
+        {"label": "anna", "kdf": "argon2id"},
+    )
     assert lab("repo", "keys", "remove", "3f2a", "--repo", "/r").exit_code == 0
     assert operations.calls["repositories.remove_key"] == ((operations.repository, "3f2a"), {})
 

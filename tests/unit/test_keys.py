@@ -1,10 +1,12 @@
 """Keys and key slots: what opens, what does not, and that no secret shows."""
 
+import hashlib
 import hmac
 import secrets
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,10 +15,12 @@ from lab_backup.repository import keys as module
 from lab_backup.repository.errors import DamagedError, WrongKeyError
 from lab_backup.repository.keys import (
     KEY,
+    KeyFile,
     KeySlot,
     RepositoryKeys,
     derive,
     is_recovery_key,
+    key_file_slot,
     passphrase_slot,
     plain_slot,
 )
@@ -30,6 +34,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make new slots cheap to open: the cost is no matter of these tests."""
     monkeypatch.setattr(module, "MEMORY_KIB", 32)
     monkeypatch.setattr(module, "ITERATIONS", 1)
+    monkeypatch.setattr(module, "SCRYPT_MEMORY_KIB", 16)
 
 
 def slot(passphrase: str) -> KeySlot:
@@ -94,6 +99,52 @@ def test_forged_cost(change: dict[str, int]) -> None:
     """A slot that asks for a terabyte of memory, or for a year of work, is refused before any of it is spent."""
     with pytest.raises(DamagedError):
         msgspec.structs.replace(slot("right"), **change).open("right", ID)
+
+
+def test_scrypt_slot() -> None:
+    """A slot may use scrypt in place of Argon2id, as RFC 7914 defines it; a forged cost is no way to make us work."""
+    made = passphrase_slot(KEYS, "right", ID, label="test", created="2026-01-01T00:00:00Z", kdf="scrypt")
+    stored = msgspec.json.decode(msgspec.json.encode(made), type=KeySlot)
+    assert stored.kind == "scrypt"
+    assert (stored.open("right", ID), stored.open("wrong", ID)) == (KEYS, None)
+    key = hashlib.scrypt(b"right", salt=stored.salt, n=16, r=8, p=1, dklen=32)
+    bound = f"lab-backup/1/slot/{ID}/1/{stored.id}/scrypt/16/1/1/{stored.salt.hex()}".encode()
+    assert AESGCM(key).decrypt(stored.nonce, stored.wrapped, bound) == KEYS.master + KEYS.identity
+    with pytest.raises(DamagedError):
+        msgspec.structs.replace(stored, memory_kib=1 << 30).open("right", ID)
+    assert msgspec.structs.replace(stored, memory_kib=15).open("right", ID) is None
+
+
+def test_key_file_slot() -> None:
+    """A key file opens its slot, by the derivation that docs/format/keys.md gives, and its own repository only."""
+    file = KeyFile(bytes(range(100, 150)))
+    made = key_file_slot(KEYS, file, ID, label="host", created="2026-01-01T00:00:00Z")
+    stored = msgspec.json.decode(msgspec.json.encode(made), type=KeySlot)
+    assert stored.intact
+    assert stored.open(file, ID) == KEYS
+    assert stored.open(KeyFile(file.data + b"x"), ID) is None
+    assert stored.open(file, ID[::-1]) is None
+    key = hkdf(file.data, stored.salt, b"lab-backup/1/key file")
+    bound = f"lab-backup/1/slot/{ID}/1/{stored.id}/key-file/0/0/0/{stored.salt.hex()}".encode()
+    assert AESGCM(key).decrypt(stored.nonce, stored.wrapped, bound) == KEYS.master + KEYS.identity
+
+
+def test_no_secret_is_tried_on_a_slot_of_another_kind() -> None:
+    """A passphrase opens no key file's slot, a key file no passphrase's, and neither a plain one, whatever a slot says of itself."""
+    file = KeyFile(b"k" * 32)
+    by_file = key_file_slot(KEYS, file, ID, label="", created="")
+    for kind in ("argon2id", "scrypt", "plain"):
+        assert msgspec.structs.replace(by_file, kind=kind).open(file, ID) is None
+    assert by_file.open("k" * 32, ID) is None
+    assert plain_slot(KEYS, created="").open("right", ID) is None
+    assert plain_slot(KEYS, created="").open(file, ID) is None
+
+
+@pytest.mark.parametrize("size", [0, 31, 64 * 1024 + 1])
+def test_what_is_no_key_file(size: int) -> None:
+    """Too few bytes could be guessed, too many are some other file."""
+    with pytest.raises(UsageError):
+        KeyFile(bytes(size))
 
 
 def test_plain_slot() -> None:
@@ -169,7 +220,7 @@ def test_recovery_key_nonsense(text: str) -> None:
 
 def test_no_secret_shows() -> None:
     """Neither keys nor slots show a key or a passphrase where they are printed."""
-    shown = f"{KEYS!r} {KEYS} {slot('letmein')!r} {plain_slot(KEYS, created='')!r}"
+    shown = f"{KEYS!r} {KEYS} {slot('letmein')!r} {plain_slot(KEYS, created='')!r} {KeyFile(KEYS.master)!r}"
     for secret in (KEYS.master, KEYS.identity):
         assert repr(secret)[2:-1] not in shown
         assert secret.hex() not in shown

@@ -10,10 +10,14 @@ from lab_backup.cli.passphrase import VARIABLE, read_passphrase
 from lab_backup.errors import LabBackupError
 
 if TYPE_CHECKING:
+    from lab_backup.repository.keys import Secret
     from lab_backup.repository.repository import Repository
 
 CACHE = "LAB_BACKUP_CACHE"
 """Environment variable: the folder for local copies of indexes, in place of `~/.cache/lab-backup`."""
+
+KEY_FILE_VARIABLE = "LAB_BACKUP_KEY_FILE"
+"""Environment variable: the key file to open repositories with, where no passphrase is given."""
 
 
 def cache_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
@@ -44,6 +48,8 @@ def opened(
 ) -> Iterator["Repository"]:
     """Open the repository at `url`, asking for the passphrase only if it has one: by `prompt`, or from `variable` or `passphrase_file`.
 
+    Where no passphrase is given, the key file that LAB_BACKUP_KEY_FILE names is used.
+
     One that was given in a file or the environment counts even where the repository says that it has none: somebody who can write the
     storage could say so, and read what we write from then on. The engine then refuses.
     """
@@ -51,9 +57,16 @@ def opened(
 
     directory = cache_directory() or default_cache_directory()
     given = passphrase_file is not None or os.environ.get(variable)
-    passphrase = None
-    if given or needs_passphrase(url):
+    key_file = os.environ.get(KEY_FILE_VARIABLE)
+    passphrase: Secret | None = None
+    if given:
         passphrase = read_passphrase(passphrase_file, variable=variable, option=option, prompt=prompt)
+    elif key_file:
+        from lab_backup.cli.key_file import read_key_file
+
+        passphrase = read_key_file(Path(key_file))
+    elif needs_passphrase(url):
+        passphrase = read_passphrase(None, variable=variable, option=option, prompt=prompt)
     try:
         repository = open_repository(url, passphrase=passphrase, cache_directory=directory)
     except OSError as error:

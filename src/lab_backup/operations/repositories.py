@@ -14,7 +14,7 @@ from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, Config, check_chunk_size
 from lab_backup.repository.create import create_repository
 from lab_backup.repository.head import read_head
-from lab_backup.repository.keys import KeySlot, passphrase_slot
+from lab_backup.repository.keys import Kdf, KeyFile, KeySlot, Secret, key_file_slot, passphrase_slot
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.unlock import KEYS, read_slots
 from lab_backup.storage.address import open_storage
@@ -63,21 +63,36 @@ def _describe(url: str, config: Config) -> RepositoryInfo:
 def init_repository(
     url: str,
     *,
-    passphrase: str | None,
+    passphrase: Secret | None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     compression: str = "zstd:3",
     encryption: bool = True,
+    like: Repository | None = None,
 ) -> RepositoryInfo:
-    """Make a repository at `url`. Raises RepositoryExistsError, UsageError; a place that is not empty is left alone."""
+    """Make a repository at `url`, opened by a passphrase or key file.
+
+    With `like`, equal data gets equal ids as in that repository, so that copies between the two move only missing chunks: it gives the key
+    of the ids and the chunk size, no key that decrypts. Raises RepositoryExistsError, UsageError; a place that is not empty is left alone.
+    """
     if encryption and not passphrase:
         raise UsageError("an encrypted repository needs a passphrase", hint="give one, or say --no-encryption")
+    if like is not None and like.config.encryption != "none" and not encryption:
+        raise UsageError(
+            "a repository without encryption would lay open the key of the other one's chunk ids",
+            hint="encrypt it as well, or make it without --like",
+        )
+    identity = None
+    if like is not None:
+        identity, chunk_size = like.keys.identity, like.config.chunk_size
     # Before the folder is made: a mistake leaves nothing behind.
     check_chunk_size(chunk_size)
     compressor(compression)
     with_passphrase = passphrase if encryption else None
     storage = open_storage(url, create=True)
     try:
-        config = create_repository(storage, passphrase=with_passphrase, chunk_size=chunk_size, compression=compression)
+        config = create_repository(
+            storage, passphrase=with_passphrase, chunk_size=chunk_size, compression=compression, identity=identity
+        )
         return _describe(storage.url, config)
     finally:
         storage.close()
@@ -97,7 +112,7 @@ def default_cache_directory() -> Path:
     return user_cache_path("lab-backup")
 
 
-def open_repository(url: str, *, passphrase: str | None, cache_directory: Path | None = None) -> Repository:
+def open_repository(url: str, *, passphrase: Secret | None, cache_directory: Path | None = None) -> Repository:
     """Open the repository at `url`; the caller closes it. Raises NotARepositoryError, WrongKeyError, DamagedError."""
     storage = open_storage(url)
     try:
@@ -133,44 +148,75 @@ def list_keys(repository: Repository) -> list[KeyInfo]:
     return [_key_info(slot) for slot in read_slots(repository.storage)]
 
 
-def add_key(repository: Repository, passphrase: str, *, label: str) -> KeyInfo:
-    """Let another passphrase open the repository. No data is rewritten."""
+def add_key(repository: Repository, secret: Secret, *, label: str, kdf: Kdf = "argon2id") -> KeyInfo:
+    """Let another passphrase (derived by `kdf`) or key file open the repository. No data is rewritten."""
     if repository.config.encryption == "none":
         raise UsageError(
             "the repository is not encrypted",
             hint="its content is open to everybody who can read it; make an encrypted one",
         )
     created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    slot = passphrase_slot(repository.keys, passphrase, repository.config.id, label=label, created=created)
+    keys, repository_id = repository.keys, repository.config.id
+    if isinstance(secret, KeyFile):
+        slot = key_file_slot(keys, secret, repository_id, label=label, created=created)
+    else:
+        slot = passphrase_slot(keys, secret, repository_id, label=label, created=created, kdf=kdf)
     repository.storage.create(f"{KEYS}/{slot.id}", msgspec.json.encode(slot))
     return _key_info(slot)
 
 
-def remove_key(repository: Repository, key_id: str) -> KeyInfo:
-    """Take a passphrase away. The last one stays: without any, only the recovery key would open the repository.
+def find_key(repository: Repository, key_id: str) -> KeyInfo:
+    """Return the key that `key_id`, perhaps abbreviated, names. Raises NotFoundError, AmbiguousError."""
+    return _key_info(_find(read_slots(repository.storage), key_id))
 
-    Who has opened the repository with it may have kept the keys themselves: this revokes the passphrase, not them.
-    `key_id` may be abbreviated. Raises NotFoundError, AmbiguousError, UsageError.
+
+def rotate_key(repository: Repository, key_id: str, secret: Secret, *, kdf: Kdf = "argon2id") -> KeyInfo:
+    """Replace a key by a new passphrase or key file under the same label; return the new one.
+
+    The old one goes when the new one is durable, so that a crash leaves both rather than none. No data is rewritten.
+    Raises NotFoundError, AmbiguousError.
     """
-    slots = read_slots(repository.storage)
+    old = find_key(repository, key_id)
+    new = add_key(repository, secret, label=old.label, kdf=kdf)
+    remove_key(repository, old.id)
+    return new
+
+
+def _find(slots: list[KeySlot], key_id: str) -> KeySlot:
     fitting = [slot for slot in slots if key_id and slot.id.startswith(key_id)]
     if not fitting:
         raise NotFoundError(f"the repository has no key {key_id}", hint="see: lab-backup repo keys list")
     if len(fitting) > 1:
         raise AmbiguousError(f"{key_id} fits {', '.join(slot.id for slot in fitting)}", hint="give more characters")
-    if not any(slot.intact and slot.kind == fitting[0].kind for slot in slots if slot.id != fitting[0].id):
+    return fitting[0]
+
+
+def remove_key(repository: Repository, key_id: str) -> KeyInfo:
+    """Take a key away. The last one stays: without any, only the recovery key would open the repository.
+
+    Who has opened the repository with it may have kept the keys themselves: this revokes the passphrase, not them.
+    `key_id` may be abbreviated. Raises NotFoundError, AmbiguousError, UsageError.
+    """
+    slots = read_slots(repository.storage)
+    chosen = _find(slots, key_id)
+    if not any(_counts(slot, chosen) for slot in slots if slot.id != chosen.id):
         raise UsageError(
             "this is the last sound key: without it nobody could open the repository",
             hint="add another one first: lab-backup repo keys add",
         )
-    path = f"{KEYS}/{fitting[0].id}"
-    slot = repository.storage.read(path)
+    path = f"{KEYS}/{chosen.id}"
+    stored = repository.storage.read(path)
     repository.storage.delete(path)
     # Two of us at once may each have seen the other's key: whoever finds none left puts his back.
-    if not any(slot.intact and slot.kind == fitting[0].kind for slot in read_slots(repository.storage)):
-        repository.storage.create(path, slot)
+    if not any(_counts(slot, chosen) for slot in read_slots(repository.storage)):
+        repository.storage.create(path, stored)
         raise BusyError("somebody else is removing keys at this moment", hint="list the keys, then try again")
-    return _key_info(fitting[0])
+    return _key_info(chosen)
+
+
+def _counts(slot: KeySlot, chosen: KeySlot) -> bool:
+    """Whether `slot` still opens the repository without `chosen`. A plain one that was planted beside encrypted ones does not."""
+    return slot.intact and (slot.kind == "plain") == (chosen.kind == "plain")
 
 
 def recovery_sheet(repository: Repository) -> str:

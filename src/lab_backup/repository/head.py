@@ -12,8 +12,8 @@ from lab_backup.errors import LabBackupError
 from lab_backup.repository import config as config_object
 from lab_backup.repository.config import COPY, PATH, Config
 from lab_backup.repository.errors import DamagedError, NewerVersionError, NotARepositoryError, WrongKeyError
-from lab_backup.repository.keys import RepositoryKeys
-from lab_backup.repository.unlock import unlock
+from lab_backup.repository.keys import RepositoryKeys, Secret
+from lab_backup.repository.unlock import HOW_TO_GIVE, unlock
 from lab_backup.storage.base import ObjectNotFoundError, StorageBackend
 
 BOTH = (PATH, COPY)
@@ -38,19 +38,17 @@ class Head:
         """Whether a key is needed. Where the two disagree, it is: one of them may have been forged to be rid of the question."""
         return any(config.encryption != "none" for config in self.configs)
 
-    def open(self, storage: StorageBackend, passphrase: str | None) -> tuple[Config, RepositoryKeys]:
+    def open(self, storage: StorageBackend, secret: Secret | None) -> tuple[Config, RepositoryKeys]:
         """Return the config whose seal verifies, and the keys that did it.
 
         Raises WrongKeyError where nothing fits, DamagedError, NewerVersionError.
         """
-        if passphrase is None and self.encrypted:
-            raise WrongKeyError(
-                f"{self.url} is encrypted", hint="give its passphrase by --passphrase-file or LAB_BACKUP_PASSPHRASE"
-            )
+        if secret is None and self.encrypted:
+            raise WrongKeyError(f"{self.url} is encrypted", hint=HOW_TO_GIVE)
         failures: list[LabBackupError] = []
         for config in self.configs:
             try:
-                keys = unlock(storage, config, passphrase)
+                keys = unlock(storage, config, secret)
                 config.verify(keys.metadata)
                 self._refuse_newer(config)
             except (DamagedError, WrongKeyError) as error:

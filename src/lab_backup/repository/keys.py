@@ -2,7 +2,8 @@
 
 The root of all keys is 64 random bytes: a *master* key, from which the keys for data, tree nodes and metadata are
 derived (HKDF-SHA256, RFC 5869), and an *identity* key for chunk ids, kept apart so that another repository may share the ids
-without sharing a key that decrypts. A slot wraps these 64 bytes under a passphrase (Argon2id, RFC 9106).
+without sharing a key that decrypts. A slot wraps these 64 bytes under a passphrase (Argon2id, RFC 9106, or scrypt, RFC 7914) or under
+the content of a key file.
 `docs/format/keys.md` is the normative description.
 """
 
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from lab_backup.errors import UsageError
 from lab_backup.repository.errors import DamagedError, WrongKeyError
@@ -33,6 +35,9 @@ RECOVERY_PREFIX = "LABKEY1-"
 MEMORY_KIB = 64 * 1024
 ITERATIONS = 3
 LANES = 4
+# scrypt with N = 2^17, r = 8, p = 1: 128 MiB, the first choice of the OWASP cheat sheet. The memory in KiB is N when r is 8.
+SCRYPT_MEMORY_KIB = 128 * 1024
+SCRYPT_R = 8
 # What a slot may ask of us; a forged one could otherwise take all memory.
 MAX_MEMORY_KIB = 1024 * 1024
 MAX_ITERATIONS = 64
@@ -117,12 +122,41 @@ def _compact(text: str) -> str:
     return re.sub(r"[\s\u2010-\u2015\u2212-]", "", text).upper()
 
 
+MIN_KEY_FILE = 32  # bytes; fewer could be guessed, since nothing slows the guessing down
+MAX_KEY_FILE = 64 * 1024  # bytes; more is no key file but a mistaken name
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """The content of a key file: random bytes, which open a slot as a passphrase does, without costly derivation."""
+
+    data: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise UsageError where the content cannot be a key."""
+        if not MIN_KEY_FILE <= len(self.data) <= MAX_KEY_FILE:
+            raise UsageError(
+                f"a key file has {MIN_KEY_FILE} to {MAX_KEY_FILE} bytes, this one has {len(self.data)}",
+                hint="was another file meant? `repo keys add --new-key-file` makes one",
+            )
+
+    @classmethod
+    def generate(cls) -> "KeyFile":
+        """Return the content of a new key file."""
+        return cls(os.urandom(2 * KEY))
+
+
+Secret = str | KeyFile
+"""What a user opens a repository with: a passphrase (or a recovery key), or the content of a key file."""
+Kdf = Literal["argon2id", "scrypt"]
+
+
 class KeySlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One way to open the repository, as stored in `keys/<id>`; JSON, readable without any key."""
 
     version: int
     id: str
-    kind: Literal["argon2id", "plain"]
+    kind: Literal["argon2id", "scrypt", "key-file", "plain"]
     label: str
     created: str
     wrapped: bytes
@@ -153,7 +187,15 @@ class KeySlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         fixed = (self.version, self.id, self.kind, self.memory_kib, self.iterations, self.lanes, self.salt.hex())
         return f"lab-backup/1/slot/{repository_id}/{'/'.join(map(str, fixed))}".encode()
 
-    def _wrapping_key(self, passphrase: str) -> bytes:
+    def fits(self, secret: Secret | None) -> bool:
+        """Whether the slot is one for this kind of secret. Others are never tried."""
+        if self.kind == "plain":
+            return secret is None
+        return isinstance(secret, KeyFile) if self.kind == "key-file" else isinstance(secret, str)
+
+    def _wrapping_key(self, secret: Secret) -> bytes:
+        if isinstance(secret, KeyFile):
+            return derive(secret.data, "key file", salt=self.salt)
         if not (
             0 < self.memory_kib <= MAX_MEMORY_KIB
             and 0 < self.iterations <= MAX_ITERATIONS
@@ -162,20 +204,24 @@ class KeySlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise DamagedError(
                 f"key {self.id} asks for an impossible amount of work to open it", hint="it may be forged; remove it"
             )
+        if self.kind == "scrypt":
+            return Scrypt(salt=self.salt, length=KEY, n=self.memory_kib, r=SCRYPT_R, p=self.lanes).derive(
+                secret.encode()
+            )
         kdf = Argon2id(
             salt=self.salt, length=KEY, iterations=self.iterations, lanes=self.lanes, memory_cost=self.memory_kib
         )
-        return kdf.derive(passphrase.encode())
+        return kdf.derive(secret.encode())
 
-    def open(self, passphrase: str | None, repository_id: str) -> RepositoryKeys | None:
-        """Return the keys in this slot, or None where `passphrase` does not fit."""
-        if self.kind == "plain":
-            raw = self.wrapped
-        elif passphrase is None:
+    def open(self, secret: Secret | None, repository_id: str) -> RepositoryKeys | None:
+        """Return the keys in this slot, or None where `secret` does not fit."""
+        if not self.fits(secret):
             return None
+        if secret is None:
+            raw = self.wrapped
         else:
             try:
-                raw = AESGCM(self._wrapping_key(passphrase)).decrypt(
+                raw = AESGCM(self._wrapping_key(secret)).decrypt(
                     self.nonce, self.wrapped, self._associated(repository_id)
                 )
             except (InvalidTag, ValueError):
@@ -193,14 +239,30 @@ def plain_slot(keys: RepositoryKeys, *, created: str) -> KeySlot:
     ).with_checksum()
 
 
-def passphrase_slot(keys: RepositoryKeys, passphrase: str, repository_id: str, *, label: str, created: str) -> KeySlot:
+def passphrase_slot(
+    keys: RepositoryKeys, passphrase: str, repository_id: str, *, label: str, created: str, kdf: Kdf = "argon2id"
+) -> KeySlot:
     """Return a new slot that `passphrase` opens. Raises UsageError for an empty passphrase."""
     if not passphrase:
         raise UsageError("the passphrase is empty", hint="choose one of at least 12 characters, or use --no-encryption")
+    memory, iterations, lanes = (MEMORY_KIB, ITERATIONS, LANES) if kdf == "argon2id" else (SCRYPT_MEMORY_KIB, 1, 1)
     empty = KeySlot(
-        version=1, id=secrets.token_hex(8), kind="argon2id", label=label, created=created, wrapped=b"",
-        salt=os.urandom(32), nonce=os.urandom(12), memory_kib=MEMORY_KIB, iterations=ITERATIONS, lanes=LANES,
+        version=1, id=secrets.token_hex(8), kind=kdf, label=label, created=created, wrapped=b"",
+        salt=os.urandom(32), nonce=os.urandom(12), memory_kib=memory, iterations=iterations, lanes=lanes,
     )  # fmt: skip
+    return _filled(empty, keys, passphrase, repository_id)
+
+
+def key_file_slot(keys: RepositoryKeys, key_file: KeyFile, repository_id: str, *, label: str, created: str) -> KeySlot:
+    """Return a new slot that the key file opens."""
+    empty = KeySlot(
+        version=1, id=secrets.token_hex(8), kind="key-file", label=label, created=created, wrapped=b"",
+        salt=os.urandom(32), nonce=os.urandom(12),
+    )  # fmt: skip
+    return _filled(empty, keys, key_file, repository_id)
+
+
+def _filled(empty: KeySlot, keys: RepositoryKeys, secret: Secret, repository_id: str) -> KeySlot:
     raw = keys.master + keys.identity
-    wrapped = AESGCM(empty._wrapping_key(passphrase)).encrypt(empty.nonce, raw, empty._associated(repository_id))  # noqa: SLF001  its own class
+    wrapped = AESGCM(empty._wrapping_key(secret)).encrypt(empty.nonce, raw, empty._associated(repository_id))  # noqa: SLF001  its own class
     return msgspec.structs.replace(empty, wrapped=wrapped).with_checksum()

@@ -21,7 +21,7 @@ from lab_backup.repository.config import Config
 from lab_backup.repository.envelope import Kind, seal, unseal
 from lab_backup.repository.errors import DamagedError, NewerVersionError
 from lab_backup.repository.head import read_head
-from lab_backup.repository.keys import RepositoryKeys
+from lab_backup.repository.keys import RepositoryKeys, Secret
 from lab_backup.repository.pack import PACK_ID, PackCipher, PackInfo, PackKind, unwrap
 from lab_backup.repository.pack_table import read_table
 from lab_backup.repository.untrusted_json import Moment, parse
@@ -404,10 +404,10 @@ class Repository:
         return timedelta(seconds=self.config.grace)
 
 
-def open_repository(storage: StorageBackend, *, passphrase: str | None, cache_directory: Path) -> Repository:
+def open_repository(storage: StorageBackend, *, passphrase: Secret | None, cache_directory: Path) -> Repository:
     """Open the repository in `storage`: unlock, verify the config, synchronise the index.
 
-    `passphrase` may be a recovery key. The cache lies in a folder of its own below `cache_directory`. Raises NotARepositoryError,
+    `passphrase` may be a recovery key or the content of a key file. The cache lies in a folder of its own below `cache_directory`. Raises NotARepositoryError,
     NewerVersionError, WrongKeyError, DamagedError.
     """
     head = read_head(storage)

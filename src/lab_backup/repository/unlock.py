@@ -1,21 +1,24 @@
-"""From a passphrase or a recovery key to the repository's keys."""
+"""From a passphrase, a key file or a recovery key to the repository's keys."""
 
 from lab_backup.repository.config import Config
 from lab_backup.repository.errors import DamagedError, WrongKeyError
-from lab_backup.repository.keys import KeySlot, RepositoryKeys, is_recovery_key
+from lab_backup.repository.keys import KeyFile, KeySlot, RepositoryKeys, Secret, is_recovery_key
 from lab_backup.repository.untrusted_json import parse
 from lab_backup.storage.base import ObjectNotFoundError, StorageBackend
 
 KEYS = "keys"
+HOW_TO_GIVE = (
+    "give its passphrase by --passphrase-file or LAB_BACKUP_PASSPHRASE, or its key file by LAB_BACKUP_KEY_FILE"
+)
 
 
-def unlock(storage: StorageBackend, config: Config, passphrase: str | None) -> RepositoryKeys:
-    """Return the repository's keys; `passphrase` may be a recovery key.
+def unlock(storage: StorageBackend, config: Config, secret: Secret | None) -> RepositoryKeys:
+    """Return the repository's keys; `secret` may be a recovery key.
 
     Raises WrongKeyError where nothing fits, DamagedError where a key object is damaged and no other fits.
     """
-    if passphrase is not None and is_recovery_key(passphrase):
-        keys = RepositoryKeys.from_recovery_key(passphrase)
+    if isinstance(secret, str) and is_recovery_key(secret):
+        keys = RepositoryKeys.from_recovery_key(secret)
         if not config.sealed_by(keys.metadata):
             raise WrongKeyError(
                 f"the recovery key is not that of {storage.url}", hint="compare the repository's id with the sheet's"
@@ -23,24 +26,23 @@ def unlock(storage: StorageBackend, config: Config, passphrase: str | None) -> R
         return keys
     # Who can write the storage could put in plain keys of his own, to read what we write from then on. So no passphrase
     # opens what is not encrypted, and an encrypted repository believes no plain key.
-    if config.encryption == "none" and passphrase is not None:
+    if config.encryption == "none" and secret is not None:
         raise WrongKeyError(
-            f"{storage.url} is not encrypted, but a passphrase was given",
-            hint="if it should be encrypted, somebody has put another one in its place; if not, give no passphrase",
+            f"{storage.url} is not encrypted, but a passphrase or key file was given",
+            hint="if it should be encrypted, somebody has put another one in its place; if not, give none",
         )
-    if config.encryption != "none" and passphrase is None:
-        raise WrongKeyError(
-            f"{storage.url} is encrypted", hint="give its passphrase by --passphrase-file or LAB_BACKUP_PASSPHRASE"
-        )
-    return _open_slot(storage, config, passphrase)
+    if config.encryption != "none" and secret is None:
+        raise WrongKeyError(f"{storage.url} is encrypted", hint=HOW_TO_GIVE)
+    return _open_slot(storage, config, secret)
 
 
-def _open_slot(storage: StorageBackend, config: Config, passphrase: str | None) -> RepositoryKeys:
-    slots = [slot for slot in read_slots(storage) if (slot.kind == "plain") == (config.encryption == "none")]
+def _open_slot(storage: StorageBackend, config: Config, secret: Secret | None) -> RepositoryKeys:
+    present = read_slots(storage)
+    slots = [slot for slot in present if slot.fits(secret)]
     damage = None
     for slot in slots:
         try:
-            keys = slot.open(passphrase, config.id)
+            keys = slot.open(secret, config.id)
         except DamagedError as error:
             damage = error
             continue
@@ -53,13 +55,14 @@ def _open_slot(storage: StorageBackend, config: Config, passphrase: str | None) 
             )
     if damage is not None:
         raise damage
-    if not slots:
+    if not present:
         raise WrongKeyError(
             f"{storage.url} has no key objects left",
             hint="open it with the recovery key from its recovery sheet in place of the passphrase",
         )
+    what = "key file" if isinstance(secret, KeyFile) else "passphrase"
     raise WrongKeyError(
-        f"the passphrase does not open {storage.url}",
+        f"the {what} does not open {storage.url}",
         hint="check it, or use the recovery key from the recovery sheet",
     )
 

@@ -1,19 +1,36 @@
 """`lab-backup repo`: making and describing repositories, and who can open them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lab_backup.cli import printing, tables
+from lab_backup.cli.commands.replicate import FROM_VARIABLE
 from lab_backup.cli.exit_codes import ExitCode
 from lab_backup.cli.opening import opened
 from lab_backup.cli.options import JsonOption, PassphraseFileOption, RepoOption, examples
 from lab_backup.cli.passphrase import NEW_VARIABLE, read_passphrase
+from lab_backup.errors import UsageError
 from lab_backup.units import parse_size
 
+if TYPE_CHECKING:
+    from lab_backup.repository.keys import Secret
+    from lab_backup.repository.repository import Repository
+
+
+class Kdf(StrEnum):
+    """The functions that derive a key from a passphrase."""
+
+    ARGON2ID = "argon2id"
+    SCRYPT = "scrypt"
+
+
 app = typer.Typer(help="Make and describe repositories, and manage their keys.")
-keys = typer.Typer(help="List, add and remove the passphrases that open a repository.")
+keys = typer.Typer(help="List, add, replace and remove the passphrases and key files that open a repository.")
 app.add_typer(keys, name="keys")
 
 
@@ -21,6 +38,7 @@ app.add_typer(keys, name="keys")
     epilog=examples(
         "lab-backup repo init /srv/backups",
         "lab-backup repo init file:///mnt/nas/lab --compression zstd:9 --passphrase-file /root/passphrase",
+        "lab-backup repo init /mnt/second --like /srv/backups    # for replicate",
     )
 )
 def init(
@@ -37,6 +55,19 @@ def init(
     no_encryption: Annotated[
         bool, typer.Option("--no-encryption", help="Ask for no passphrase: who reads the storage can read the backups.")
     ] = False,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Take chunk size and the key of chunk ids from this repository, so that copies between the two move only what is missing.",
+        ),
+    ] = None,
+    from_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", readable=False, help=f"The passphrase of --like; else {FROM_VARIABLE}, or you are asked."
+        ),
+    ] = None,
     passphrase_file: PassphraseFileOption = None,
     as_json: JsonOption = False,
 ) -> ExitCode:
@@ -48,13 +79,30 @@ def init(
 
     size = parse_size(chunk_size)
     passphrase = None if no_encryption else read_passphrase(passphrase_file, confirm=True)
-    info = init_repository(
-        url, passphrase=passphrase, chunk_size=size, compression=compression, encryption=not no_encryption
-    )
+    with _other(like, from_passphrase_file) as other:
+        info = init_repository(
+            url,
+            passphrase=passphrase,
+            chunk_size=size,
+            compression=compression,
+            encryption=not no_encryption,
+            like=other,
+        )
     printing.show(info, tables.repository, as_json=as_json)
     if not no_encryption:
         printing.tell("hint", f"print the recovery sheet and lock it away: lab-backup repo recovery-sheet --repo {url}")
     return ExitCode.DONE
+
+
+@contextmanager
+def _other(url: str | None, passphrase_file: Path | None) -> Iterator["Repository | None"]:
+    """Open the repository that the new one is to be like, if there is one."""
+    if url is None:
+        yield None
+        return
+    option, prompt = "--from-passphrase-file", "Passphrase of --like"
+    with opened(url, passphrase_file, variable=FROM_VARIABLE, option=option, prompt=prompt) as repository:
+        yield repository
 
 
 @app.command(epilog=examples("lab-backup repo info --repo /srv/backups"))
@@ -86,7 +134,7 @@ def recovery_sheet(
 
 @keys.command("list", epilog=examples("lab-backup repo keys list --repo /srv/backups"))
 def list_(repo: RepoOption, passphrase_file: PassphraseFileOption = None, as_json: JsonOption = False) -> ExitCode:
-    """List the passphrases that open the repository, by id and label."""
+    """List the passphrases and key files that open the repository, by id, kind and label."""
     from lab_backup.operations.repositories import list_keys
 
     with opened(repo, passphrase_file) as repository:
@@ -94,40 +142,87 @@ def list_(repo: RepoOption, passphrase_file: PassphraseFileOption = None, as_jso
     return ExitCode.DONE
 
 
+NewPassphraseFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        readable=False,
+        help=f"Read the new passphrase from the first line of FILE. Otherwise {NEW_VARIABLE} is used, or you are asked.",
+    ),
+]
+NewKeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        readable=False,
+        help="Take the random bytes in FILE in place of a passphrase; made if it is not there.",
+    ),
+]
+KdfOption = Annotated[Kdf, typer.Option(help="How the wrapping key is derived from a passphrase.")]
+
+
+def _new_secret(passphrase_file: Path | None, key_file: Path | None) -> "Secret":
+    if key_file is None:
+        option, prompt = "--new-passphrase-file", "New passphrase"
+        return read_passphrase(passphrase_file, variable=NEW_VARIABLE, option=option, prompt=prompt, confirm=True)
+    if passphrase_file is not None:
+        raise UsageError("give --new-passphrase-file or --new-key-file, not both")
+    from lab_backup.cli.key_file import new_key_file
+
+    return new_key_file(key_file)
+
+
 @keys.command(
     epilog=examples(
         "lab-backup repo keys add --repo /srv/backups --label 'anna, 2026'",
-        "lab-backup repo keys add --repo /srv/backups --new-passphrase-file /root/new",
+        "lab-backup repo keys add --repo /srv/backups --new-passphrase-file /root/new --kdf scrypt",
+        "lab-backup repo keys add --repo /srv/backups --new-key-file /root/lab-backup.key",
     )
 )
 def add(
     repo: RepoOption,
-    label: Annotated[str, typer.Option(metavar="TEXT", help="Whose passphrase it is, for the list.")] = "",
-    new_passphrase_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            readable=False,
-            help=f"Read the new passphrase from the first line of FILE. Otherwise {NEW_VARIABLE} is used, or you are asked.",
-        ),
-    ] = None,
+    label: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is, for the list.")] = "",
+    new_passphrase_file: NewPassphraseFileOption = None,
+    new_key_file: NewKeyFileOption = None,
+    kdf: KdfOption = Kdf.ARGON2ID,
     passphrase_file: PassphraseFileOption = None,
     as_json: JsonOption = False,
 ) -> ExitCode:
-    """Let another passphrase open the repository. No data is rewritten."""
+    """Let another passphrase or key file open the repository. No data is rewritten."""
     from lab_backup.operations.lifecycle import who
     from lab_backup.operations.repositories import add_key
 
     with opened(repo, passphrase_file) as repository:
-        new = read_passphrase(
-            new_passphrase_file,
-            variable=NEW_VARIABLE,
-            option="--new-passphrase-file",
-            prompt="New passphrase",
-            confirm=True,
-        )
-        key = add_key(repository, new, label=label or f"added by {who()}")
+        new = _new_secret(new_passphrase_file, new_key_file)
+        key = add_key(repository, new, label=label or f"added by {who()}", kdf=kdf.value)
     printing.show(key, lambda made: f"Key {made.id} ({made.label}) opens the repository now.", as_json=as_json)
+    return ExitCode.DONE
+
+
+@keys.command(
+    epilog=examples(
+        "lab-backup repo keys rotate 3f2a --repo /srv/backups",
+        "lab-backup repo keys rotate 3f2a --repo /srv/backups --new-key-file /root/lab-backup-2027.key",
+    )
+)
+def rotate(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The key's id from `repo keys list`, or its beginning.")],
+    repo: RepoOption,
+    new_passphrase_file: NewPassphraseFileOption = None,
+    new_key_file: NewKeyFileOption = None,
+    kdf: KdfOption = Kdf.ARGON2ID,
+    passphrase_file: PassphraseFileOption = None,
+    as_json: JsonOption = False,
+) -> ExitCode:
+    """Replace a key by a new passphrase or key file. The old one goes when the new one is in place; no data is rewritten."""
+    from lab_backup.operations.repositories import find_key, rotate_key
+
+    with opened(repo, passphrase_file) as repository:
+        old = find_key(repository, key)
+        made = rotate_key(repository, old.id, _new_secret(new_passphrase_file, new_key_file), kdf=kdf.value)
+    printing.show(
+        made, lambda new: f"Key {new.id} ({new.label}) opens the repository in place of {old.id}.", as_json=as_json
+    )
     return ExitCode.DONE
 
 
@@ -138,7 +233,7 @@ def remove(
     passphrase_file: PassphraseFileOption = None,
     as_json: JsonOption = False,
 ) -> ExitCode:
-    """Take a passphrase away. Who has used it may have kept the key itself: this does not change the key."""
+    """Take a passphrase or key file away. Who has used it may have kept the key itself: this does not change the key."""
     from lab_backup.operations.repositories import remove_key
 
     with opened(repo, passphrase_file) as repository:
