@@ -59,7 +59,7 @@ class Decision:
 def select(points: Iterable[Point], policy: Policy, *, now: datetime, zone: tzinfo = UTC) -> dict[str, Decision]:
     """Return the decision about every point by its id. Raises ValueError for a policy that keeps nothing.
 
-    Always kept: a source's newest backup, its newest that was verified and found good, protected and archived ones, and those dated after `now`, which
+    Always kept: a source's newest backup, its newest that is not known to be damaged, its newest that was verified and found good, protected and archived ones, and those dated after `now`, which
     take nobody's place. Backups that are known to be damaged take nobody's place either: the rules hold for all, and again for the others alone.
     """
     if policy.empty:
@@ -92,9 +92,10 @@ def _reasons(group: list[Point], policy: Policy, now: datetime, zone: tzinfo) ->
         kept[point.id] += [word for holds, word in marks if holds]
     if past:
         kept[past[0].id].append("newest")
-    best = next((point for point in past if point.good), None)
-    if best is not None:
-        kept[best.id].append("newest verified")
+    for word, fitting in (("newest not damaged", (None, True)), ("newest verified", (True,))):
+        best = next((point for point in past if point.good in fitting), None)
+        if best is not None:
+            kept[best.id].append(word)
     for candidates in (past, [point for point in past if point.good is not False]):
         _apply(candidates, policy, now, zone, kept)
     return kept
