@@ -10,6 +10,7 @@ from lab_backup.errors import UsageError
 from lab_backup.operations import prune as prune_module
 from lab_backup.operations.lifecycle import delete, protect, undelete
 from lab_backup.operations.prune import make_policy, parse_zone, prune
+from lab_backup.policy import retention
 from lab_backup.policy.retention import Policy
 from lab_backup.repository.backups import Backups
 from lab_backup.repository.marks import fold
@@ -78,7 +79,7 @@ def test_protected_and_deleted_ones(repository: Repository) -> None:
 def test_protected_while_it_runs(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody protects a backup between the decision and the mark: it stays, and the result says why."""
     old, _ = made(repository, 2)
-    real = prune_module.select
+    real = retention.select
 
     def meanwhile(*arguments: object, **options: object) -> object:
         decisions = real(*arguments, **options)  # type: ignore[arg-type]  # passed on

@@ -1,6 +1,6 @@
 """Retention: never less than asked, never the newest, the same again, in every time zone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
@@ -76,7 +76,7 @@ def test_what_always_stays(points: list[Point], policy: Policy, zone: tzinfo) ->
 def test_never_less_than_asked(points: list[Point], policy: Policy, zone: tzinfo) -> None:
     """Of each kind of period as many are represented as asked for, or as there are; by undamaged backups where there are any."""
     stays = kept(points, policy, zone=zone)
-    keys = {
+    keys: dict[str, Callable[[Point], object]] = {
         "daily": lambda point: point.time.astimezone(zone).date(),
         "weekly": lambda point: point.time.astimezone(zone).isocalendar()[:2],
         "monthly": lambda point: point.time.astimezone(zone).strftime("%Y-%m"),

@@ -140,6 +140,7 @@ def backup(item: "BackupSummary") -> str:
             ("Built on", item.parent or ""),
             ("Checksum", item.checksum),
             ("State", ", ".join(_state(item))),
+            ("Protected", item.protected_because),
             (
                 "Deleted",
                 "" if item.deleted is None else f"{local(item.deleted)}, can be undone until its grace period ends",

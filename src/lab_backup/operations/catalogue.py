@@ -28,6 +28,7 @@ class BackupSummary:
     parent: str | None
     checksum: str
     protected: bool
+    protected_because: str
     archived: bool
     deleted: datetime | None
     tags: tuple[str, ...]
@@ -57,6 +58,7 @@ def summary(backup: Backup) -> BackupSummary:
         parent=manifest.parent,
         checksum=backup.checksum,
         protected=state.protected,
+        protected_because=state.protected_because,
         archived=state.archived,
         deleted=state.deleted,
         tags=state.tags,
@@ -73,7 +75,7 @@ def unreadable_summary(backup_id: str) -> BackupSummary:
     return BackupSummary(
         backup=backup_id, time="", source="unknown", source_kind="", source_id="", host="", kind="", consistency="",
         bytes_total=0, bytes_read=0, bytes_stored=0, duration_seconds=0.0, parent=None, checksum="",
-        protected=False, archived=False, deleted=None, tags=(), verified=None, disks=(), files=(), warnings=(), notes=(),
+        protected=False, protected_because="", archived=False, deleted=None, tags=(), verified=None, disks=(), files=(), warnings=(), notes=(),
     )  # fmt: skip
 
 

@@ -158,14 +158,16 @@ class Backups:
             )
         return fitting[-1]
 
-    def mark(self, backup_id: str, kind: MarkKind, value: MarkValue, *, time: str, by: str = "") -> datetime:
+    def mark(
+        self, backup_id: str, kind: MarkKind, value: MarkValue, *, time: str, by: str = "", reason: str = ""
+    ) -> datetime:
         """Record a statement about a backup, durably; it overrules earlier ones of its kind, which then go.
 
         Returns when that was, by the storage's clock.
         """
         existing = self.marks(backup_id)
         path = marks.new_path(backup_id, existing)
-        payload = msgspec.json.encode(Mark(backup=backup_id, kind=kind, value=value, time=time, by=by))
+        payload = msgspec.json.encode(Mark(backup=backup_id, kind=kind, value=value, time=time, by=by, reason=reason))
         self._repository.storage_full_safe(lambda: self._repository.put_object(Kind.MARK, path, payload))
         try:
             made = self._repository.storage.stat(path).modified

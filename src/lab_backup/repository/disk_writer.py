@@ -4,9 +4,10 @@ The unit of work is a leaf, 64 consecutive chunks. A few threads take leaves in 
 what is new. Every long step (reading, BLAKE3, zstd, AES) runs without the interpreter's lock, so plain threads fill the cores.
 """
 
+import math
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from lab_backup.units import MiB
 # One request to a source: measured best on NBD, and small enough to stay in the processor's cache while it is worked on.
 READ_SIZE = 1 * MiB
 MAX_THREADS = 8
+# What tells encrypted data from other: 1 KiB from the middle of one new chunk in 16 (ids are random).
+SAMPLE_ONE_IN = 16
+SAMPLE_BYTES = 1024
 
 
 def default_threads() -> int:
@@ -39,6 +43,15 @@ class Counts:
     bytes_stored: int = 0
     chunks_new: int = 0
     chunks_reused: int = 0
+    bytes_new: int = 0  # of the new chunks, before compression
+    bytes_new_stored: int = 0
+    sampled: int = 0
+    entropy_sum: float = 0.0
+
+    @property
+    def entropy(self) -> float | None:
+        """The mean entropy of the sampled chunks, in bits a byte; None where none was sampled."""
+        return round(self.entropy_sum / self.sampled, 3) if self.sampled else None
 
     def add(self, other: "Counts") -> None:
         """Take `other` in."""
@@ -46,6 +59,10 @@ class Counts:
         self.bytes_stored += other.bytes_stored
         self.chunks_new += other.chunks_new
         self.chunks_reused += other.chunks_reused
+        self.bytes_new += other.bytes_new
+        self.bytes_new_stored += other.bytes_new_stored
+        self.sampled += other.sampled
+        self.entropy_sum += other.entropy_sum
 
 
 class Leaf(NamedTuple):
@@ -53,6 +70,12 @@ class Leaf(NamedTuple):
 
     number: int
     runs: list[tuple[int, int, bool]]
+
+
+def entropy(data: memoryview) -> float:
+    """Return the entropy of the bytes of `data`, in bits a byte, from 0 to 8."""
+    length = len(data)
+    return -sum(count / length * math.log2(count / length) for count in Counter(data).values()) + 0.0
 
 
 def chunk_runs(extents: Iterable[Extent], chunk_size: int, size: int) -> Iterator[tuple[int, int, bool]]:
@@ -275,6 +298,13 @@ class _LeafJob:
                 else:
                     counts.chunks_reused += 1
         for identity, chunk in new:
-            counts.bytes_stored += packer.store(PackKind.DATA, identity, chunk)
+            stored = packer.store(PackKind.DATA, identity, chunk)
+            counts.bytes_stored += stored
+            counts.bytes_new_stored += stored
+            counts.bytes_new += len(chunk)
             counts.chunks_new += 1
+            if identity[-1] % SAMPLE_ONE_IN == 0:
+                middle = len(chunk) // 2
+                counts.entropy_sum += entropy(chunk[middle : middle + SAMPLE_BYTES])
+                counts.sampled += 1
         return ids

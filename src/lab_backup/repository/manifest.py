@@ -77,6 +77,10 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     chunks_new: Count = 0
     chunks_reused: Count = 0
     duration_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    bytes_new: Count | None = None  # of the new chunks, before compression; null in older manifests
+    bytes_new_stored: Count | None = None  # what they take, compressed
+    entropy: Annotated[float, msgspec.Meta(ge=0, le=8)] | None = None  # of a sample of them, in bits a byte
+    anomaly: bool = False  # far more change than usual, and as good as random
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,6 +37,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     value: MarkValue
     time: str
     by: str = ""
+    reason: str = ""  # why, where it was not a person who said so
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +45,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     deleted: datetime | None = None
     protected: bool = False
+    protected_because: str = ""
     archived: bool = False
     tags: tuple[str, ...] = ()
     verified: Verification | None = None
@@ -92,6 +94,7 @@ def fold(stored: list[StoredMark]) -> State:
     return State(
         deleted=latest["deleted"].modified.astimezone(UTC) if truth("deleted") else None,
         protected=truth("protected"),
+        protected_because=latest["protected"].mark.reason if truth("protected") else "",
         archived=truth("archived"),
         tags=tuple(tags) if isinstance(tags, list) else (),
         verified=verified if isinstance(verified, Verification) else None,
