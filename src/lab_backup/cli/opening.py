@@ -18,6 +18,8 @@ CACHE = "LAB_BACKUP_CACHE"
 
 KEY_FILE_VARIABLE = "LAB_BACKUP_KEY_FILE"
 """Environment variable: the key file to open repositories with, where no passphrase is given."""
+TRANSIT_VARIABLE = "LAB_BACKUP_VAULT_TRANSIT"
+"""Environment variable: the transit key of Vault (`mount/key`) to open them with, where neither is given."""
 
 
 def cache_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
@@ -65,6 +67,10 @@ def opened(
         from lab_backup.cli.key_file import read_key_file
 
         passphrase = read_key_file(Path(key_file))
+    elif os.environ.get(TRANSIT_VARIABLE):
+        from lab_backup.cli.vault import transit
+
+        passphrase = transit(os.environ[TRANSIT_VARIABLE], os.environ)
     elif needs_passphrase(url):
         passphrase = read_passphrase(None, variable=variable, option=option, prompt=prompt)
     try:

@@ -14,7 +14,7 @@ from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, Config, check_chunk_size
 from lab_backup.repository.create import create_repository
 from lab_backup.repository.head import read_head
-from lab_backup.repository.keys import Kdf, KeyFile, KeySlot, Secret, key_file_slot, passphrase_slot
+from lab_backup.repository.keys import Kdf, KeyFile, KeySlot, Secret, keeper_slot, key_file_slot, passphrase_slot
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.unlock import KEYS, read_slots
 from lab_backup.storage.address import open_storage
@@ -63,7 +63,7 @@ def _describe(url: str, config: Config) -> RepositoryInfo:
 def init_repository(
     url: str,
     *,
-    passphrase: Secret | None,
+    passphrase: str | KeyFile | None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     compression: str = "zstd:3",
     encryption: bool = True,
@@ -159,6 +159,8 @@ def add_key(repository: Repository, secret: Secret, *, label: str, kdf: Kdf = "a
     keys, repository_id = repository.keys, repository.config.id
     if isinstance(secret, KeyFile):
         slot = key_file_slot(keys, secret, repository_id, label=label, created=created)
+    elif not isinstance(secret, str):
+        slot = keeper_slot(keys, secret, repository_id, label=label, created=created)
     else:
         slot = passphrase_slot(keys, secret, repository_id, label=label, created=created, kdf=kdf)
     repository.storage.create(f"{KEYS}/{slot.id}", msgspec.json.encode(slot))

@@ -12,7 +12,7 @@ from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, DEFAULT_GRACE, Config, check_chunk_size
 from lab_backup.repository.errors import RepositoryExistsError
 from lab_backup.repository.head import has_traces
-from lab_backup.repository.keys import KeyFile, RepositoryKeys, Secret, key_file_slot, passphrase_slot, plain_slot
+from lab_backup.repository.keys import KeyFile, RepositoryKeys, key_file_slot, passphrase_slot, plain_slot
 from lab_backup.repository.repository import RESERVE, RESERVE_SIZE
 from lab_backup.repository.unlock import KEYS
 from lab_backup.storage.base import NoSpaceError, ObjectExistsError, ObjectNotFoundError, StorageBackend
@@ -21,7 +21,7 @@ from lab_backup.storage.base import NoSpaceError, ObjectExistsError, ObjectNotFo
 def create_repository(
     storage: StorageBackend,
     *,
-    passphrase: Secret | None,
+    passphrase: str | KeyFile | None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     compression: str = "zstd:3",
     grace: int = DEFAULT_GRACE,

@@ -15,7 +15,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -146,8 +146,26 @@ class KeyFile:
         return cls(os.urandom(2 * KEY))
 
 
-Secret = str | KeyFile
-"""What a user opens a repository with: a passphrase (or a recovery key), or the content of a key file."""
+class KeyKeeper(Protocol):
+    """A service outside of the repository that wraps keys under one that it never gives away.
+
+    Which one, and where it is, is the user's setting: nothing that is read from a repository has a say in it.
+    """
+
+    name: str
+    """For messages and labels."""
+
+    def wrap(self, key: bytes) -> str:
+        """Return `key` as only this keeper can unwrap it. Raises where it refuses or cannot be reached."""
+        ...
+
+    def unwrap(self, wrapped: str) -> bytes | None:
+        """Return what was wrapped; None where it was not wrapped by this keeper. Raises where it refuses or cannot be reached."""
+        ...
+
+
+Secret = str | KeyFile | KeyKeeper
+"""What a user opens a repository with: a passphrase (or a recovery key), the content of a key file, or somebody who unwraps."""
 Kdf = Literal["argon2id", "scrypt"]
 
 
@@ -156,7 +174,7 @@ class KeySlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     version: int
     id: str
-    kind: Literal["argon2id", "scrypt", "key-file", "plain"]
+    kind: Literal["argon2id", "scrypt", "key-file", "vault-transit", "plain"]
     label: str
     created: str
     wrapped: bytes
@@ -165,6 +183,7 @@ class KeySlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_kib: int = 0
     iterations: int = 0
     lanes: int = 0
+    wrapped_key: str = ""
     checksum: str = ""
 
     def __repr__(self) -> str:
@@ -191,11 +210,20 @@ class KeySlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Whether the slot is one for this kind of secret. Others are never tried."""
         if self.kind == "plain":
             return secret is None
-        return isinstance(secret, KeyFile) if self.kind == "key-file" else isinstance(secret, str)
+        if self.kind == "key-file":
+            return isinstance(secret, KeyFile)
+        if self.kind == "vault-transit":
+            return secret is not None and not isinstance(secret, (str, KeyFile))
+        return isinstance(secret, str)
 
     def _wrapping_key(self, secret: Secret) -> bytes:
         if isinstance(secret, KeyFile):
             return derive(secret.data, "key file", salt=self.salt)
+        if not isinstance(secret, str):
+            key = secret.unwrap(self.wrapped_key)
+            if key is None or len(key) != KEY:
+                raise ValueError("it was wrapped by somebody else")
+            return derive(key, "vault transit", salt=self.salt)
         if not (
             0 < self.memory_kib <= MAX_MEMORY_KIB
             and 0 < self.iterations <= MAX_ITERATIONS
@@ -260,6 +288,15 @@ def key_file_slot(keys: RepositoryKeys, key_file: KeyFile, repository_id: str, *
         salt=os.urandom(32), nonce=os.urandom(12),
     )  # fmt: skip
     return _filled(empty, keys, key_file, repository_id)
+
+
+def keeper_slot(keys: RepositoryKeys, keeper: KeyKeeper, repository_id: str, *, label: str, created: str) -> KeySlot:
+    """Return a new slot that opens as long as `keeper` unwraps. It gets a key made for this slot, never the repository's own."""
+    empty = KeySlot(
+        version=1, id=secrets.token_hex(8), kind="vault-transit", label=label, created=created, wrapped=b"",
+        salt=os.urandom(32), nonce=os.urandom(12), wrapped_key=keeper.wrap(os.urandom(KEY)),
+    )  # fmt: skip
+    return _filled(empty, keys, keeper, repository_id)
 
 
 def _filled(empty: KeySlot, keys: RepositoryKeys, secret: Secret, repository_id: str) -> KeySlot:

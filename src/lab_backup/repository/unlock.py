@@ -60,7 +60,7 @@ def _open_slot(storage: StorageBackend, config: Config, secret: Secret | None) -
             f"{storage.url} has no key objects left",
             hint="open it with the recovery key from its recovery sheet in place of the passphrase",
         )
-    what = "key file" if isinstance(secret, KeyFile) else "passphrase"
+    what = "key file" if isinstance(secret, KeyFile) else "passphrase" if isinstance(secret, str) else "Vault key"
     raise WrongKeyError(
         f"the {what} does not open {storage.url}",
         hint="check it, or use the recovery key from the recovery sheet",

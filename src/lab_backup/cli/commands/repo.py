@@ -1,5 +1,6 @@
 """`lab-backup repo`: making and describing repositories, and who can open them."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -158,18 +159,28 @@ NewKeyFileOption = Annotated[
         help="Take the random bytes in FILE in place of a passphrase; made if it is not there.",
     ),
 ]
+VaultTransitOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MOUNT/KEY", help="Let this key of Vault's transit engine open it; see VAULT_ADDR in docs/cli.md."
+    ),
+]
 KdfOption = Annotated[Kdf, typer.Option(help="How the wrapping key is derived from a passphrase.")]
 
 
-def _new_secret(passphrase_file: Path | None, key_file: Path | None) -> "Secret":
-    if key_file is None:
-        option, prompt = "--new-passphrase-file", "New passphrase"
-        return read_passphrase(passphrase_file, variable=NEW_VARIABLE, option=option, prompt=prompt, confirm=True)
-    if passphrase_file is not None:
-        raise UsageError("give --new-passphrase-file or --new-key-file, not both")
-    from lab_backup.cli.key_file import new_key_file
+def _new_secret(passphrase_file: Path | None, key_file: Path | None, vault_transit: str | None) -> "Secret":
+    if sum(given is not None for given in (passphrase_file, key_file, vault_transit)) > 1:
+        raise UsageError("give one of --new-passphrase-file, --new-key-file and --vault-transit")
+    if vault_transit is not None:
+        from lab_backup.cli.vault import transit
 
-    return new_key_file(key_file)
+        return transit(vault_transit, os.environ)
+    if key_file is not None:
+        from lab_backup.cli.key_file import new_key_file
+
+        return new_key_file(key_file)
+    option, prompt = "--new-passphrase-file", "New passphrase"
+    return read_passphrase(passphrase_file, variable=NEW_VARIABLE, option=option, prompt=prompt, confirm=True)
 
 
 @keys.command(
@@ -184,6 +195,7 @@ def add(
     label: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is, for the list.")] = "",
     new_passphrase_file: NewPassphraseFileOption = None,
     new_key_file: NewKeyFileOption = None,
+    vault_transit: VaultTransitOption = None,
     kdf: KdfOption = Kdf.ARGON2ID,
     passphrase_file: PassphraseFileOption = None,
     as_json: JsonOption = False,
@@ -193,7 +205,7 @@ def add(
     from lab_backup.operations.repositories import add_key
 
     with opened(repo, passphrase_file) as repository:
-        new = _new_secret(new_passphrase_file, new_key_file)
+        new = _new_secret(new_passphrase_file, new_key_file, vault_transit)
         key = add_key(repository, new, label=label or f"added by {who()}", kdf=kdf.value)
     printing.show(key, lambda made: f"Key {made.id} ({made.label}) opens the repository now.", as_json=as_json)
     return ExitCode.DONE
@@ -210,6 +222,7 @@ def rotate(
     repo: RepoOption,
     new_passphrase_file: NewPassphraseFileOption = None,
     new_key_file: NewKeyFileOption = None,
+    vault_transit: VaultTransitOption = None,
     kdf: KdfOption = Kdf.ARGON2ID,
     passphrase_file: PassphraseFileOption = None,
     as_json: JsonOption = False,
@@ -219,7 +232,9 @@ def rotate(
 
     with opened(repo, passphrase_file) as repository:
         old = find_key(repository, key)
-        made = rotate_key(repository, old.id, _new_secret(new_passphrase_file, new_key_file), kdf=kdf.value)
+        made = rotate_key(
+            repository, old.id, _new_secret(new_passphrase_file, new_key_file, vault_transit), kdf=kdf.value
+        )
     printing.show(
         made, lambda new: f"Key {new.id} ({new.label}) opens the repository in place of {old.id}.", as_json=as_json
     )

@@ -1,0 +1,130 @@
+"""Keys that HashiCorp Vault or OpenBao keeps: its transit engine wraps for us under a key that never leaves it."""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import hvac
+import requests
+from hvac import exceptions
+
+from lab_backup.errors import AccessDeniedError, LabBackupError, UsageError
+
+T = TypeVar("T")
+
+TIMEOUT = 15.0  # seconds for one call
+# What `encrypt` returns. Anything else is not sent to the server.
+_CIPHERTEXT = re.compile(r"[a-z]+:v[0-9]{1,9}:[A-Za-z0-9+/=]{1,4096}")
+_PATH = re.compile(r"(?P<mount>[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*)/(?P<key>[A-Za-z0-9_.-]+)")
+
+
+class VaultError(LabBackupError):
+    """Vault cannot do it: it is sealed, out of reach, or knows no such key. It says nothing about whether the key would fit."""
+
+
+class VaultDeniedError(VaultError, AccessDeniedError):
+    """Vault refuses: the token or AppRole is wrong or expired, or its policy does not allow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VaultAccess:
+    """Where Vault is and who we are there: a `token`, or an AppRole. `ca` is a file with the certificates to trust."""
+
+    address: str
+    token: str | None = field(default=None, repr=False)
+    role_id: str | None = None
+    secret_id: str | None = field(default=None, repr=False)
+    ca: str | None = None
+    namespace: str | None = None
+
+
+class VaultTransit:
+    """The key `path` (`mount/key`) of the transit engine."""
+
+    def __init__(self, access: VaultAccess, path: str) -> None:
+        """Log in. Raises UsageError, VaultError."""
+        parts = _PATH.fullmatch(path)
+        if parts is None or ".." in path:
+            raise UsageError(f"{path!r} is not a transit key", hint="write MOUNT/KEY, such as transit/lab-backup")
+        self._mount, self._key = parts["mount"], parts["key"]
+        self.name = f"Vault {path}"
+        self._address = access.address
+        self._client = hvac.Client(
+            url=access.address,
+            token=access.token or "",
+            namespace=access.namespace,
+            verify=access.ca or True,
+            timeout=TIMEOUT,
+        )
+        if access.token is None:
+            self._call(
+                "the login by AppRole",
+                lambda: self._client.auth.approle.login(role_id=access.role_id, secret_id=access.secret_id),
+            )
+
+    def wrap(self, key: bytes) -> str:
+        """Return `key` wrapped. Raises VaultError."""
+        plain = base64.b64encode(key).decode()
+        answer: Any = self._call(
+            "wrapping",
+            lambda: self._client.secrets.transit.encrypt_data(self._key, plaintext=plain, mount_point=self._mount),
+        )
+        return str(answer["data"]["ciphertext"])
+
+    def unwrap(self, wrapped: str) -> bytes | None:
+        """Return the key; None where this transit key did not wrap it. Raises VaultError."""
+        if not _CIPHERTEXT.fullmatch(wrapped):
+            return None
+        try:
+            answer: Any = self._call(
+                "unwrapping",
+                lambda: self._client.secrets.transit.decrypt_data(
+                    self._key, ciphertext=wrapped, mount_point=self._mount
+                ),
+            )
+            return base64.b64decode(answer["data"]["plaintext"], validate=True)
+        except (_ForeignError, binascii.Error):
+            return None
+
+    def _call(self, what: str, request: Callable[[], T]) -> T:
+        # `from None` throughout: requests and hvac quote headers and bodies, which hold tokens and keys.
+        try:
+            return request()
+        except exceptions.Forbidden:
+            raise VaultDeniedError(
+                f"{self.name} at {self._address} refuses {what}",
+                hint="check that the token or AppRole is valid, and that its policy allows encrypt and decrypt with this key",
+            ) from None
+        except exceptions.VaultDown:
+            raise VaultError(
+                f"Vault at {self._address} is sealed or in standby", hint="unseal it, then try again"
+            ) from None
+        except exceptions.InvalidPath:
+            raise VaultError(
+                f"{self.name} is not there at {self._address}", hint="check mount, key and namespace"
+            ) from None
+        except exceptions.InvalidRequest as error:
+            if what == "unwrapping" and "key not found" not in str(error):
+                raise _ForeignError from None
+            raise VaultError(
+                f"{self.name} at {self._address} cannot do {what}", hint="check that the transit key exists"
+            ) from None
+        except exceptions.VaultError as error:
+            raise VaultError(f"{self.name} at {self._address} fails: {type(error).__name__}") from None
+        except requests.exceptions.SSLError:
+            raise VaultError(
+                f"the certificate of Vault at {self._address} is not trusted", hint="name its authority in VAULT_CACERT"
+            ) from None
+        except requests.exceptions.Timeout:
+            raise VaultError(f"Vault at {self._address} does not answer within {TIMEOUT:.0f} seconds") from None
+        except requests.exceptions.RequestException:
+            raise VaultError(
+                f"Vault at {self._address} cannot be reached", hint="check VAULT_ADDR and the network"
+            ) from None
+
+
+class _ForeignError(Exception):
+    """The server knows the key, and did not make the ciphertext with it."""

@@ -1,0 +1,83 @@
+"""Keys that a real OpenBao wraps: what opens, what does not, and that its troubles are never taken for a wrong key."""
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lab_backup.errors import UsageError
+from lab_backup.operations.repositories import add_key, list_keys, remove_key, rotate_key
+from lab_backup.repository.errors import DamagedError, WrongKeyError
+from lab_backup.repository.repository import open_repository
+from lab_backup.repository.unlock import read_slots
+from lab_backup.security.vault import VaultAccess, VaultDeniedError, VaultError, VaultTransit
+from lab_backup.storage.memory import MemoryStorage
+from support.engine import back_up, new_repository, restored
+from support.openbao import Bao, openbao
+
+
+@pytest.fixture(scope="module")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bao]:
+    """Run one server for all."""
+    with openbao(tmp_path_factory.mktemp("bao")) as server:
+        yield server
+
+
+def test_a_transit_key_opens_and_is_replaced(bao: Bao, tmp_path: Path) -> None:
+    """An AppRole opens by the transit key, also after Vault rotated it; another transit key does not; a new wrapping replaces the old one."""
+    storage, lab = MemoryStorage(), VaultTransit(bao.role, "transit/lab")
+    with new_repository(storage, tmp_path, passphrase="first") as repository:
+        backup = back_up(repository, b"data").backup
+        made = add_key(repository, lab, label="hosts")
+        assert made.kind == "vault-transit"
+        remove_key(repository, next(key.id for key in list_keys(repository) if key.id != made.id))
+    stored = storage.read(f"keys/{made.id}")
+    assert b"127.0.0.1" not in stored
+    bao.root.secrets.transit.rotate_key("lab")
+    with open_repository(storage, passphrase=lab, cache_directory=tmp_path) as repository:
+        assert restored(repository, backup) == b"data"
+        rotated = rotate_key(repository, made.id, lab)
+    assert [slot.wrapped_key.split(":")[1] for slot in read_slots(storage)] == ["v2"]
+    assert rotated.label == "hosts"
+    open_repository(storage, passphrase=lab, cache_directory=tmp_path).close()
+    with pytest.raises(WrongKeyError, match="Vault key does not open"):
+        open_repository(storage, passphrase=VaultTransit(bao.access, "transit/other"), cache_directory=tmp_path)
+    slot = read_slots(storage)[0]
+    storage.upload(f"keys/{slot.id}", msgspec.json.encode(msgspec.structs.replace(slot, wrapped_key="../../sys/seal")))
+    with pytest.raises(DamagedError, match="is damaged"):
+        open_repository(storage, passphrase=lab, cache_directory=tmp_path)
+
+
+def test_its_troubles_have_names(bao: Bao) -> None:
+    """Denied, unknown, out of reach: each says so, and none shows a secret."""
+    denied = VaultTransit(bao.role, "transit/other")
+    with pytest.raises(VaultDeniedError, match="refuses wrapping"):
+        denied.wrap(bytes(32))
+    with pytest.raises(VaultDeniedError, match="refuses"):
+        VaultTransit(replace(bao.access, token="wrong-token"), "transit/lab").wrap(bytes(32))
+    with pytest.raises(VaultError) as refused:
+        VaultTransit(replace(bao.role, secret_id="not-the-secret"), "transit/lab")
+    assert "not-the-secret" not in str(refused.value)
+    with pytest.raises(VaultError, match="is not there"):
+        VaultTransit(bao.access, "elsewhere/lab").wrap(bytes(32))
+    with pytest.raises(UsageError):
+        VaultTransit(bao.access, "../sys/seal")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        away = VaultAccess(f"http://127.0.0.1:{closed.getsockname()[1]}", token="t")
+        with pytest.raises(VaultError, match="cannot be reached"):
+            VaultTransit(away, "transit/lab").wrap(bytes(32))
+    assert "wrong" not in repr(replace(bao.access, token="wrong"))
+
+
+def test_a_sealed_server_says_so(tmp_path: Path) -> None:
+    """A sealed server is named as sealed, not as a wrong key."""
+    with openbao(tmp_path) as server:
+        lab = VaultTransit(server.access, "transit/lab")
+        wrapped = lab.wrap(bytes(32))
+        server.root.sys.seal()
+        with pytest.raises(VaultError, match="sealed"):
+            lab.unwrap(wrapped)
