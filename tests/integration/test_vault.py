@@ -17,6 +17,7 @@ from lab_backup.security.vault import VaultAccess, VaultDeniedError, VaultError,
 from lab_backup.storage.memory import MemoryStorage
 from support.engine import back_up, new_repository, restored
 from support.openbao import Bao, openbao
+from support.program import Program
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,23 @@ def test_a_sealed_server_says_so(tmp_path: Path) -> None:
         server.root.sys.seal()
         with pytest.raises(VaultError, match="sealed"):
             lab.unwrap(wrapped)
+
+
+def test_the_program_finds_vault_by_the_environment(bao: Bao, tmp_path: Path) -> None:
+    """A key is added and the repository opened by an AppRole from the environment; with its secret wrong it is not a wrong key."""
+    (tmp_path / "secret-id").write_text(f"{bao.role.secret_id}\n")
+    lab = Program(
+        tmp_path, LAB_BACKUP_REPO=str(tmp_path / "repository"), VAULT_ADDR=bao.role.address,
+        VAULT_ROLE_ID=str(bao.role.role_id), VAULT_SECRET_ID_FILE=str(tmp_path / "secret-id"),
+    )  # fmt: skip
+    lab.ok("repo", "init", LAB_BACKUP_PASSPHRASE="correct horse")
+    lab.ok("repo", "keys", "add", "--vault-transit", "transit/lab", LAB_BACKUP_PASSPHRASE="correct horse")
+    lab.ok("list", LAB_BACKUP_VAULT_TRANSIT="transit/lab")
+    refused = lab(
+        "list", LAB_BACKUP_VAULT_TRANSIT="transit/lab", VAULT_SECRET_ID_FILE="", VAULT_SECRET_ID="wrong-secret"
+    )
+    assert refused.code == 1, refused
+    assert "Vault" in refused.stderr
+    assert "wrong-secret" not in refused.stderr
+    unsafe = lab("list", LAB_BACKUP_VAULT_TRANSIT="transit/lab", VAULT_ADDR="http://vault.example:8200")
+    assert (unsafe.code, "https" in unsafe.stderr) == (2, True)
