@@ -5,6 +5,7 @@ reads some of the chunks as well, *full* all of them. What is found is recorded 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -343,6 +344,10 @@ def _level(share: float) -> Literal["structure", "sample", "full"]:
 
 def _in_share(blob_id: bytes, share: float, day: int) -> bool:
     """Whether today is this blob's day: ids are random, so their first bytes spread blobs evenly over the days."""
+    days = round(1 / share)
+    if math.isclose(days * share, 1, rel_tol=1e-9):
+        # Whole days: exact, so that no blob falls between two days by rounding.
+        return int.from_bytes(blob_id[:8], "big") % days == day % days
     position = int.from_bytes(blob_id[:4], "big") / 2**32
     start = day * share % 1.0
     return (position - start) % 1.0 < share
