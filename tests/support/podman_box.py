@@ -38,12 +38,12 @@ class Box:
 
 
 @contextmanager
-def container(service: PodmanService, *options: str, name: str | None = None) -> Iterator[Box]:
+def container(service: PodmanService, *options: str, name: str | None = None, image: str = IMAGE) -> Iterator[Box]:
     """Run a container with a volume at /data and `options` of `podman run`; at the end both are removed."""
     box = Box(service, name or f"t-{uuid.uuid4().hex[:8]}")
     service.run("volume", "create", box.volume)
     try:
-        service.run("run", "-d", "--name", box.name, "-v", f"{box.volume}:/data", *options, IMAGE, *IDLE)
+        service.run("run", "-d", "--name", box.name, "-v", f"{box.volume}:/data", *options, image, *IDLE)
         yield box
     finally:
         service.run("unpause", box.name, check=False)

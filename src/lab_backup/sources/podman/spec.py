@@ -8,14 +8,11 @@ https://docs.podman.io/en/latest/_static/api.html
 
 import shlex
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Json = dict[str, Any]
-
-_INJECTED = ("HOSTNAME", "HOME", "container")
-"""Variables that Podman sets itself when it makes a container, each time anew."""
 
 _OWN_ANNOTATIONS = (
     "io.container",
@@ -167,7 +164,7 @@ def create_spec(inspect: Json, *, image: str, unsaid: Unsaid) -> Json:
     spec["init"] = (look_up(inspect, "Config.Annotations") or {}).get(_INIT) == "TRUE"
     spec["dependencyContainers"] = list(inspect.get("Dependencies") or [])
     spec["pod"] = unsaid.pod
-    return {name: value for name, value in spec.items() if value not in (None, [], {}, "", False)}
+    return {name: value for name, value in spec.items() if value is not False and value not in (None, [], {}, "")}
 
 
 def look_up(data: Json, path: str) -> Any:
@@ -203,12 +200,15 @@ def _entrypoint(inspect: Json, unsaid: Unsaid) -> Json:
 
 
 def environment(inspect: Json, unsaid: Unsaid) -> dict[str, str]:
-    """Return the variables that somebody has set, without the image's, Podman's own, and those that hold secrets."""
-    of_image = set(unsaid.image_environment)
+    """Return the variables that somebody has set, without the image's, Podman's own, and those that hold secrets.
+
+    HOME and PATH stay also where Podman chose them: it might choose otherwise next time.
+    """
+    of_image = set(unsaid.image_environment) | {"container=podman", f"HOSTNAME={look_up(inspect, 'Config.Hostname')}"}
     found = {}
     for text in look_up(inspect, "Config.Env") or []:
         name, _, value = text.partition("=")
-        if text not in of_image and name not in _INJECTED and name not in unsaid.secret_environment:
+        if text not in of_image and name not in unsaid.secret_environment:
             found[name] = value
     return found
 
@@ -379,6 +379,21 @@ def renamed(spec: Json, name: str) -> tuple[Json, list[str]]:
     return spec, lost
 
 
+def without_addresses(spec: Json, taken: Collection[str]) -> tuple[Json, list[str]]:
+    """Return the spec without the fixed addresses that are `taken` by now, and in words what it lost."""
+    lost: list[str] = []
+    networks = {}
+    for network, attached in (spec.get("networks") or {}).items():
+        gone = [address for address in attached.get("static_ips") or [] if address in taken]
+        lost.extend(f"its address {address} in the network {network}, which another container has" for address in gone)
+        networks[network] = (
+            {key: value for key, value in attached.items() if key not in {"static_ips", "static_mac"}}
+            if gone
+            else attached
+        )
+    return ({**spec, "networks": networks}, lost) if lost else (spec, lost)
+
+
 def with_volumes(spec: Json, names: Mapping[str, str]) -> Json:
     """Return the spec with volumes called otherwise: from the old name to the new one."""
     volumes = [{**volume, "Name": names.get(volume["Name"], volume["Name"])} for volume in spec.get("volumes") or []]
@@ -407,9 +422,10 @@ def powers(spec: Json) -> list[str]:
         for mount in spec.get("mounts") or []
         if mount.get("type") != "tmpfs"
     )
-    for name in ("netns", "utsns", "pidns", "ipcns", "userns", "cgroupns"):
+    # the host's user and control group namespaces are what containers have by default, the latter with control groups v1
+    for name in ("netns", "utsns", "pidns", "ipcns"):
         mode = (spec.get(name) or {}).get("nsmode")
-        if mode in {"host", "path"} and not (name == "userns" and mode == "host"):
+        if mode in {"host", "path"}:
             found.append(f"the host's {name.removesuffix('ns')} namespace")
     return found
 
@@ -426,6 +442,7 @@ _VOLATILE = {
     "Id", "Created", "State", "ExecIDs", "ResolvConfPath", "HostnamePath", "HostsPath", "StaticDir", "OCIConfigPath",
     "ConmonPidFile", "PidFile", "GraphDriver", "RestartCount", "SandboxKey", "SandboxID", "EndpointID", "CreateCommand",
     "SizeRw", "SizeRootFs", "Dependencies", "IDMappings", "CgroupPath", "ContainerIDFile", "Path",
+    "ImageDigest",  # of a manifest, which is made anew; the image itself has its id
 }  # fmt: skip
 """What differs between any two containers, and what only tells how one was made."""
 
@@ -439,11 +456,14 @@ def differences(before: Json, after: Json) -> list[str]:
 def _comparable(inspect: Json) -> Json:
     """Return the inspect data without what Podman derives from the id, and with what has no order in order."""
     config = {**inspect["Config"], "Annotations": _annotations(look_up(inspect, "Config.Annotations") or {})}
+    short = inspect["Id"][:12]
+    config["Env"] = [text for text in config.get("Env") or [] if text != f"HOSTNAME={short}"]
+    if config.get("Hostname") == short:
+        config["Hostname"] = ""
     host = dict(inspect["HostConfig"])
     host["Binds"] = [
         ":".join((*bind.split(":")[:2], *sorted(bind.split(":")[-1].split(",")))) for bind in host.get("Binds") or []
     ]
-    short = inspect["Id"][:12]
     networks = {
         name: {**attached, "Aliases": [alias for alias in attached.get("Aliases") or [] if alias != short]}
         for name, attached in (look_up(inspect, "NetworkSettings.Networks") or {}).items()
