@@ -28,7 +28,6 @@ class BackupSummary:
     parent: str | None
     checksum: str
     protected: bool
-    protected_because: str
     archived: bool
     deleted: datetime | None
     tags: tuple[str, ...]
@@ -37,6 +36,7 @@ class BackupSummary:
     files: tuple[FileEntry, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    protected_because: str = ""
 
 
 def summary(backup: Backup) -> BackupSummary:
@@ -75,7 +75,7 @@ def unreadable_summary(backup_id: str) -> BackupSummary:
     return BackupSummary(
         backup=backup_id, time="", source="unknown", source_kind="", source_id="", host="", kind="", consistency="",
         bytes_total=0, bytes_read=0, bytes_stored=0, duration_seconds=0.0, parent=None, checksum="",
-        protected=False, protected_because="", archived=False, deleted=None, tags=(), verified=None, disks=(), files=(), warnings=(), notes=(),
+        protected=False, archived=False, deleted=None, tags=(), verified=None, disks=(), files=(), warnings=(), notes=(),
     )  # fmt: skip
 
 
