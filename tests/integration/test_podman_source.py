@@ -11,9 +11,10 @@ from lab_backup.demo.podman_service import PodmanService
 from lab_backup.errors import BusyError, NotFoundError
 from lab_backup.sources.podman import claim, image
 from lab_backup.sources.podman.command import run_in_container
+from lab_backup.sources.podman.compare import differences
 from lab_backup.sources.podman.connection import Podman
 from lab_backup.sources.podman.errors import CommandFailedError, PodmanUnreachableError
-from lab_backup.sources.podman.spec import create_spec, differences, secrets_in_command, without_secrets
+from lab_backup.sources.podman.spec import create_spec, secrets_in_command, without_secrets
 from support.podman_box import Box, container
 
 

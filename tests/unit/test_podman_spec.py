@@ -6,18 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab_backup.sources.podman.spec import (
-    Unsaid,
-    create_spec,
-    differences,
-    environment,
-    powers,
-    renamed,
-    secrets_in_command,
-    with_volumes,
-    without_addresses,
-    without_secrets,
-)
+from lab_backup.sources.podman.adapt import powers, renamed, with_volumes, without_addresses
+from lab_backup.sources.podman.compare import differences
+from lab_backup.sources.podman.spec import Unsaid, create_spec, environment, secrets_in_command, without_secrets
 
 ID = "a" * 64
 

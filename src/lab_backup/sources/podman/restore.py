@@ -8,10 +8,12 @@ from typing import Self
 
 from lab_backup.errors import LabBackupError, TargetExistsError, UsageError
 from lab_backup.sources.podman import image
+from lab_backup.sources.podman.adapt import powers, renamed, with_volumes, without_addresses
+from lab_backup.sources.podman.compare import differences
 from lab_backup.sources.podman.connection import Podman, name_in_path
 from lab_backup.sources.podman.errors import PodmanNotFoundError
-from lab_backup.sources.podman.saved import Json, SavedContainer, SavedVolume
-from lab_backup.sources.podman.spec import differences, powers, renamed, with_volumes, without_addresses
+from lab_backup.sources.podman.saved import SavedContainer, SavedVolume
+from lab_backup.sources.podman.spec import Json
 
 _ASIDE = "-before-restore"
 

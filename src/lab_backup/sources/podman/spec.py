@@ -8,13 +8,13 @@ https://docs.podman.io/en/latest/_static/api.html
 
 import shlex
 import signal
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Json = dict[str, Any]
 
-_OWN_ANNOTATIONS = (
+_PODMANS = (
     "io.container",
     "io.kubernetes",
     "io.podman.annotations",
@@ -55,8 +55,9 @@ def _ulimits(value: Sequence[Json]) -> list[Json]:
     ]
 
 
-def _annotations(value: Mapping[str, str]) -> Json:
-    return {name: text for name, text in value.items() if not name.startswith(_OWN_ANNOTATIONS)}
+def own_annotations(value: Mapping[str, str]) -> Json:
+    """Return the annotations that somebody has set; the others are Podman's."""
+    return {name: text for name, text in value.items() if not name.startswith(_PODMANS)}
 
 
 def _devices(value: Sequence[Json]) -> list[Json]:
@@ -95,7 +96,7 @@ _TABLE: tuple[tuple[str, str, Converter], ...] = (
     ("healthconfig", "Config.Healthcheck", _as_is),
     ("health_check_on_failure_action", "Config.HealthcheckOnFailureAction", _ON_FAILURE.get),
     ("startupHealthConfig", "Config.StartupHealthCheck", _as_is),
-    ("annotations", "Config.Annotations", _annotations),
+    ("annotations", "Config.Annotations", own_annotations),
     ("passwd_entry", "Config.Passwd", lambda value: value if isinstance(value, str) else None),
     ("sdnotifyMode", "Config.sdNotifyMode", _as_is),
     ("restart_policy", "HostConfig.RestartPolicy.Name", _as_is),
@@ -358,128 +359,3 @@ def without_secrets(inspect: Json, secret_environment: Mapping[str, str]) -> Jso
     config = dict(inspect["Config"])
     config["Env"] = [text for text in config.get("Env") or [] if text.partition("=")[0] not in secret_environment]
     return {**inspect, "Config": config}
-
-
-def renamed(spec: Json, name: str) -> tuple[Json, list[str]]:
-    """Return the spec for a second container beside the first one, and in words what it had to lose for that."""
-    spec = {**spec, "name": name}
-    lost = []
-    if spec.pop("portmappings", None):
-        lost.append("its published ports")
-    networks = {}
-    for network, attached in (spec.get("networks") or {}).items():
-        kept = {key: value for key, value in attached.items() if key not in {"static_ips", "static_mac"}}
-        if kept != attached:
-            lost.append(f"its addresses in the network {network}")
-        networks[network] = kept
-    if networks:
-        spec["networks"] = networks
-    if spec.pop("hostname", None):
-        lost.append("its host name")
-    return spec, lost
-
-
-def without_addresses(spec: Json, taken: Collection[str]) -> tuple[Json, list[str]]:
-    """Return the spec without the fixed addresses that are `taken` by now, and in words what it lost."""
-    lost: list[str] = []
-    networks = {}
-    for network, attached in (spec.get("networks") or {}).items():
-        gone = [address for address in attached.get("static_ips") or [] if address in taken]
-        lost.extend(f"its address {address} in the network {network}, which another container has" for address in gone)
-        networks[network] = (
-            {key: value for key, value in attached.items() if key not in {"static_ips", "static_mac"}}
-            if gone
-            else attached
-        )
-    return ({**spec, "networks": networks}, lost) if lost else (spec, lost)
-
-
-def with_volumes(spec: Json, names: Mapping[str, str]) -> Json:
-    """Return the spec with volumes called otherwise: from the old name to the new one."""
-    volumes = [{**volume, "Name": names.get(volume["Name"], volume["Name"])} for volume in spec.get("volumes") or []]
-    return {**spec, "volumes": volumes} if volumes else spec
-
-
-# What makes a container more than a box: (where in the spec, what to call it). Value-dependent ones are in `powers`.
-_POWERS = (
-    ("privileged", "all privileges on the host"),
-    ("cap_add", "additional capabilities"),
-    ("devices", "devices of the host"),
-    ("selinux_opts", "other SELinux labels"),
-    ("seccomp_profile_path", "another seccomp profile"),
-    ("apparmor_profile", "another AppArmor profile"),
-    ("unmask", "unmasked kernel files"),
-    ("sysctl", "kernel settings"),
-    ("cgroup_parent", "a place of its own among the control groups"),
-)
-
-
-def powers(spec: Json) -> list[str]:
-    """Return, in words, what the container may do to its host; a forged backup would ask for it. Empty for a plain container."""
-    found = [f"{words} ({_short(spec[name])})" for name, words in _POWERS if spec.get(name)]
-    found.extend(
-        f"files of the host: {mount.get('source')} at {mount.get('destination')}"
-        for mount in spec.get("mounts") or []
-        if mount.get("type") != "tmpfs"
-    )
-    # the host's user and control group namespaces are what containers have by default, the latter with control groups v1
-    for name in ("netns", "utsns", "pidns", "ipcns"):
-        mode = (spec.get(name) or {}).get("nsmode")
-        if mode in {"host", "path"}:
-            found.append(f"the host's {name.removesuffix('ns')} namespace")
-    return found
-
-
-def _short(value: Any) -> str:
-    if value is True:
-        return "privileged"
-    if isinstance(value, list):
-        return ", ".join(str(entry.get("path", entry)) if isinstance(entry, dict) else str(entry) for entry in value)
-    return str(value)
-
-
-_VOLATILE = {
-    "Id", "Created", "State", "ExecIDs", "ResolvConfPath", "HostnamePath", "HostsPath", "StaticDir", "OCIConfigPath",
-    "ConmonPidFile", "PidFile", "GraphDriver", "RestartCount", "SandboxKey", "SandboxID", "EndpointID", "CreateCommand",
-    "SizeRw", "SizeRootFs", "Dependencies", "IDMappings", "CgroupPath", "ContainerIDFile", "Path",
-    "ImageDigest",  # of a manifest, which is made anew; the image itself has its id
-}  # fmt: skip
-"""What differs between any two containers, and what only tells how one was made."""
-
-
-def differences(before: Json, after: Json) -> list[str]:
-    """Return the settings, in dotted form, in which two containers differ; what always differs is left out."""
-    first, second = dict(_flat(_comparable(before), "")), dict(_flat(_comparable(after), ""))
-    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
-
-
-def _comparable(inspect: Json) -> Json:
-    """Return the inspect data without what Podman derives from the id, and with what has no order in order."""
-    config = {**inspect["Config"], "Annotations": _annotations(look_up(inspect, "Config.Annotations") or {})}
-    short = inspect["Id"][:12]
-    config["Env"] = [text for text in config.get("Env") or [] if text != f"HOSTNAME={short}"]
-    if config.get("Hostname") == short:
-        config["Hostname"] = ""
-    host = dict(inspect["HostConfig"])
-    host["Binds"] = [
-        ":".join((*bind.split(":")[:2], *sorted(bind.split(":")[-1].split(",")))) for bind in host.get("Binds") or []
-    ]
-    networks = {
-        name: {**attached, "Aliases": [alias for alias in attached.get("Aliases") or [] if alias != short]}
-        for name, attached in (look_up(inspect, "NetworkSettings.Networks") or {}).items()
-    }
-    settings = {"Networks": networks, "Ports": look_up(inspect, "NetworkSettings.Ports")}
-    return {**inspect, "Config": config, "HostConfig": host, "NetworkSettings": settings}
-
-
-def _flat(value: Any, path: str) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [
-            entry
-            for name, inner in value.items()
-            if name not in _VOLATILE
-            for entry in _flat(inner, f"{path}.{name}" if path else name)
-        ]
-    if isinstance(value, list):
-        return [(path, sorted(map(str, value)))] if value else []
-    return [] if value in (None, "", False, 0) else [(path, value)]
