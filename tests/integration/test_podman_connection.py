@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from lab_backup.demo.podman_service import IMAGE, PodmanService
+from lab_backup.demo.podman_service import IMAGE, PodmanService, control_groups
 from lab_backup.errors import AccessDeniedError, LabBackupError
 from lab_backup.sources.podman import image
 from lab_backup.sources.podman.connection import Podman
 from lab_backup.sources.podman.errors import PodmanError
 from support.certificates import Authority
 from support.relay import Relay
+from support.waiting import has_ended
 
 
 def _socket(service: PodmanService) -> Path:
@@ -55,3 +56,14 @@ def test_connection_lost_while_reading(podman_service: PodmanService) -> None:
         pytest.raises(PodmanError),
     ):
         image.read_image(podman, facts, known=(), store=lambda _, stream: stored.append(len(stream.read())))
+
+
+def test_private_service_leaves_nothing() -> None:
+    """When a private service ends, its containers, folders and control groups are gone, also those of a running container."""
+    before = control_groups()
+    with PodmanService() as service:
+        service.run("run", "-d", IMAGE, "sleep", "1000")
+        process, directory = service.pid, service.directory
+    assert has_ended(process)
+    assert not directory.exists()
+    assert control_groups() <= before

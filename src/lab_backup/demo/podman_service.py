@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,9 @@ START_TIMEOUT = 60.0
 
 COMMAND_TIMEOUT = 120.0
 """Seconds for one podman command."""
+
+GROUPS_TIMEOUT = 2.0
+"""Seconds for control groups to become empty; those of another service's containers never do, and stay."""
 
 IMAGE = "localhost/lab-backup-demo:1"
 
@@ -48,6 +52,7 @@ class PodmanService:
         self._socket = self.directory / "s"
         self._process: subprocess.Popen[bytes] | None = None
         self._inside = ""
+        self._groups = control_groups()
         self._configure()
 
     @property
@@ -172,6 +177,7 @@ network_config_dir = "{folder}/networks"
         self._process.kill()
         self._process.wait()
         self._process = None
+        _remove_groups(control_groups() - self._groups)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -186,6 +192,24 @@ def _program(name: str, package: str) -> str:
     if path is None:
         raise DemoError(f"the program {name} is not installed", hint=f"install {package}")
     return path
+
+
+def _remove_groups(folders: set[Path]) -> None:
+    """Remove control groups in which nothing runs any more; their last processes take a moment to be gone."""
+    deadline = time.monotonic() + GROUPS_TIMEOUT
+    while folders and time.monotonic() < deadline:
+        for folder in tuple(folders):
+            with suppress(OSError):
+                if (folder / "conmon").exists():
+                    (folder / "conmon").rmdir()
+                folder.rmdir()
+                folders.discard(folder)
+        time.sleep(0.02)
+
+
+def control_groups() -> set[Path]:
+    """Return the control groups in which Podman services keep those of their containers."""
+    return {path for pattern in ("libpod_parent", "*/libpod_parent") for path in Path("/sys/fs/cgroup").glob(pattern)}
 
 
 def busybox_tar() -> bytes:
