@@ -416,7 +416,7 @@ def test_a_long_proof_does_not_make_the_commit_late(stage: Stage) -> None:
     with stage.open() as repository:
         back_up(repository, blocks(1, 2, 3), name="other")
     slow = writer(stage, blocks(1, 2, 3, 4))
-    slow.run_to("stat packs/")
+    slow.run_to("list packs")
     stage.pass_time(minutes=11)
     slow.run_to("list condemned")
     slow.run_to("create manifests/")

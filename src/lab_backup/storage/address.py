@@ -10,17 +10,43 @@ from lab_backup.storage.local import LocalStorage
 from lab_backup.storage.retry import RetryingStorage
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(file):(?=/)", re.IGNORECASE)
-_KNOWN = "a path such as /srv/backups, or file:///srv/backups"
+_KNOWN = "a path such as /srv/backups, file:///srv/backups, or s3://bucket/prefix"
 
 
 def open_storage(url: str, *, create: bool = False) -> StorageBackend:
-    """Open the store at `url`: a path, absolute or relative to the working directory, or a `file:` URL (RFC 8089).
+    """Open the store at `url`: a path, absolute or relative to the working directory, a `file:` URL (RFC 8089), or `s3:`.
 
-    With `create`, make its folder where there is none; the folder above must exist. A store that holds something
+    With `create`, make its folder where there is none; the folder above must exist, and so must a bucket. A store that holds something
     already is opened as it is. Passing failures (a file server that restarts) are waited out. Raises UsageError for an address that is none, StorageNotFoundError, StorageAccessError.
     """
+    if url.lower().startswith("s3://"):
+        return _open_bucket(url)
     path = local_path(url)
     return RetryingStorage(LocalStorage.create_root(path) if create else LocalStorage(path))
+
+
+def _open_bucket(url: str) -> StorageBackend:
+    # boto3 takes half a second to import, which no other storage should pay for.
+    from lab_backup.storage.s3.address import parse  # noqa: PLC0415
+    from lab_backup.storage.s3.storage import S3Storage  # noqa: PLC0415
+
+    address = parse(url)
+    bucket = S3Storage(
+        address.bucket,
+        address.prefix,
+        connection=address.connection,
+        encryption=address.encryption,
+        storage_class=address.storage_class,
+        lock_mode=address.lock_mode,
+        concurrency=address.concurrency,
+    )
+    storage = RetryingStorage(bucket)
+    try:
+        next(storage.list("config"), None)  # whether there is such a bucket, and we may look into it
+    except BaseException:
+        storage.close()
+        raise
+    return storage
 
 
 def local_path(url: str) -> Path:

@@ -1,0 +1,63 @@
+"""Making a boto3 client out of plain values."""
+
+from typing import Any
+
+import boto3
+from botocore import exceptions as boto
+from botocore.config import Config
+
+from lab_backup.errors import UsageError
+from lab_backup.storage.s3.settings import Connection
+
+# Retrying is RetryingStorage's work; one quick repetition here covers connections that the server closed while they were idle.
+_ATTEMPTS = 2
+
+
+def make_client(connection: Connection, *, connections: int) -> Any:
+    """Return a client, which any number of threads may share, with up to so many connections. Talks to nobody yet.
+
+    Raises UsageError where a profile is unknown or a value makes no sense.
+    """
+    when = "when_supported" if connection.checksums == "crc32" else "when_required"
+    config = Config(
+        connect_timeout=connection.connect_timeout,
+        read_timeout=connection.read_timeout,
+        max_pool_connections=connections,
+        retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
+        s3={"addressing_style": "path" if connection.path_style else "virtual"},
+        request_checksum_calculation=when,
+        response_checksum_validation=when,
+        user_agent_extra="lab-backup",
+    )
+    credentials = connection.credentials
+    try:
+        session = boto3.session.Session(profile_name=connection.profile)
+        client = session.client(
+            "s3",
+            endpoint_url=connection.endpoint,
+            region_name=connection.region or session.region_name or "us-east-1",
+            verify=None if connection.ca_bundle is None else str(connection.ca_bundle),
+            config=config,
+            **(
+                {}
+                if credentials is None
+                else {
+                    "aws_access_key_id": credentials.access_key,
+                    "aws_secret_access_key": credentials.secret_key,
+                    "aws_session_token": credentials.session_token,
+                }
+            ),
+        )
+    except boto.ProfileNotFound as error:
+        raise UsageError(f"there is no AWS profile {connection.profile!r}", hint="see ~/.aws/config") from error
+    except (ValueError, boto.BotoCoreError) as error:
+        raise UsageError(f"the settings of the bucket make no sense: {type(error).__name__}") from error
+    if connection.source_address is not None:
+        _bind(client, connection.source_address)
+    return client
+
+
+def _bind(client: Any, address: str) -> None:
+    """Let all connections of the client come from `address`: boto3 has no setting for it, but the library below has."""
+    manager = client._endpoint.http_session._manager  # noqa: SLF001  there is no public way to it
+    manager.connection_pool_kw["source_address"] = (address, 0)

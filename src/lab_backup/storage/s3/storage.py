@@ -1,0 +1,363 @@
+"""Objects in an S3 bucket. Contract: `StorageBackend`.
+
+What differs between servers is asked for once and then known: whether create-if-absent is one step (RFC 9110 If-None-Match, which older servers
+ignore), whether the bucket keeps versions, whether it can lock them.
+"""
+
+import base64
+import hashlib
+import secrets
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from botocore import exceptions as boto
+
+from lab_backup.blocks import Buffer
+from lab_backup.storage.base import (
+    InvalidPathError,
+    ObjectExistsError,
+    ObjectInfo,
+    ObjectLockedError,
+    ObjectNotFoundError,
+    StorageBackend,
+    TransientStorageError,
+    Usage,
+    check_path,
+)
+from lab_backup.storage.s3.client import make_client
+from lab_backup.storage.s3.errors import code_of, is_status, status_of, translated
+from lab_backup.storage.s3.settings import Connection, Encryption, LockMode
+from lab_backup.units import MiB
+
+MULTIPART = 16 * MiB  # what is larger goes in parts, several at once
+PART = 8 * MiB  # S3 accepts 5 MiB to 5 GiB; small parts keep more requests in flight
+_DELETE_VERSIONS = 1000
+
+
+class S3Storage(StorageBackend):
+    """The objects of `bucket` whose names begin with `prefix`. Nothing else in the bucket is listed or touched."""
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        connection: Connection | None = None,
+        encryption: Encryption | None = None,
+        storage_class: str | None = None,
+        lock_mode: LockMode = "GOVERNANCE",
+        concurrency: int = 8,
+    ) -> None:
+        """Use the bucket; the server is not asked yet. `concurrency` is how many requests are in flight at once."""
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._connection = connection or Connection()
+        self._lock_mode = lock_mode
+        self._concurrency = concurrency
+        # Parts of several uploads, and the requests around them, are in flight together.
+        self._client = make_client(self._connection, connections=3 * concurrency)
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="s3-part")
+        self._put_options: dict[str, Any] = {}
+        self._key_options: dict[str, Any] = {}
+        if storage_class is not None:
+            self._put_options["StorageClass"] = storage_class
+        if encryption is not None:
+            self._encrypt(encryption)
+        self._probing = threading.Lock()
+
+    def _encrypt(self, encryption: Encryption) -> None:
+        if encryption.customer_key is not None:
+            self._key_options = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": encryption.customer_key}
+        elif encryption.algorithm is not None:
+            self._put_options["ServerSideEncryption"] = encryption.algorithm
+            if encryption.kms_key is not None:
+                self._put_options["SSEKMSKeyId"] = encryption.kms_key
+
+    @property
+    def url(self) -> str:
+        """`s3://bucket/prefix`, with the endpoint where it is not Amazon's."""
+        endpoint = f"?endpoint={self._connection.endpoint}" if self._connection.endpoint else ""
+        return f"s3://{self._bucket}/{self._prefix.rstrip('/')}{endpoint}"
+
+    @property
+    def concurrency(self) -> int:
+        """As it was set."""
+        return self._concurrency
+
+    def _where(self, path: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._prefix + check_path(path)}
+
+    # --- writing ---
+
+    def upload(self, path: str, data: Buffer, metadata: Mapping[str, str] | None = None) -> None:
+        """Store `data`, in parallel parts where it is large; an upload that fails is taken back."""
+        where = self._where(path)
+        body = memoryview(data).cast("B")
+        options = {**self._put_options, **self._key_options, **({"Metadata": dict(metadata)} if metadata else {})}
+        with translated(self.url, path):
+            if len(body) > MULTIPART:
+                self._put_parts(where, body, options)
+            else:
+                self._put(where, body, options)
+
+    def create(self, path: str, data: Buffer) -> None:
+        """Store `data` if there is nothing: in one step where the server can do that, else by a look before."""
+        where = self._where(path)
+        atomic = self.atomic_create
+        if not atomic and self._exists(path):
+            raise ObjectExistsError(f"{path} exists already in {self.url}")
+        with translated(self.url, path):
+            condition = {"IfNoneMatch": "*"} if atomic else {}
+            self._put(where, memoryview(data).cast("B"), {**self._put_options, **self._key_options, **condition})
+
+    def _put(self, where: dict[str, str], body: memoryview, options: dict[str, Any]) -> None:
+        self._client.put_object(**where, **options, **self._digest(body), Body=bytes(body))
+
+    def _digest(self, body: memoryview) -> dict[str, str]:
+        """Return what lets an older server notice bytes that flipped on the way; newer ones get a CRC from boto3."""
+        if self._connection.checksums != "md5":
+            return {}
+        return {"ContentMD5": base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()}
+
+    def _put_parts(self, where: dict[str, str], body: memoryview, options: dict[str, Any]) -> None:
+        upload = {**where, "UploadId": self._client.create_multipart_upload(**where, **options)["UploadId"]}
+
+        def put(number: int) -> dict[str, Any]:
+            part = body[(number - 1) * PART : number * PART]
+            answer = self._client.upload_part(
+                **upload, **self._key_options, **self._digest(part), PartNumber=number, Body=bytes(part)
+            )
+            sums = {name: answer[name] for name in ("ChecksumCRC32", "ChecksumCRC64NVME") if name in answer}
+            return {"PartNumber": number, "ETag": answer["ETag"], **sums}
+
+        try:
+            parts = list(self._pool.map(put, range(1, -(-len(body) // PART) + 1)))
+            self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        except BaseException:
+            # What cannot be taken back now is taken back by `clean_temporary`.
+            with suppress(boto.ClientError, boto.BotoCoreError):
+                self._client.abort_multipart_upload(**upload)
+            raise
+
+    @cached_property
+    def atomic_create(self) -> bool:
+        """Whether the server honours If-None-Match; it is asked once, with an object that goes at once."""
+        where = {"Bucket": self._bucket, "Key": f"{self._prefix}.probe-{secrets.token_hex(8)}"}
+        with self._probing, translated(self.url, ""):
+            self._client.put_object(**where, Body=b"1", **self._put_options, **self._key_options)
+            try:
+                self._client.put_object(**where, Body=b"2", IfNoneMatch="*", **self._put_options, **self._key_options)
+            except boto.ClientError as error:
+                if not is_status(error, 412, 501):
+                    raise
+                return status_of(error) == 412
+            finally:
+                with suppress(boto.ClientError, boto.BotoCoreError):
+                    self._client.delete_object(**where)
+        return False
+
+    # --- reading ---
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a part of the object, by one request."""
+        if offset < 0 or (length is not None and length < 0):
+            raise ValueError("offset and length must not be negative")
+        where = self._where(path)
+        if length == 0:
+            self.stat(path)
+            return b""
+        whole = offset == 0 and length is None
+        span = {} if whole else {"Range": f"bytes={offset}-{'' if length is None else offset + length - 1}"}
+        with translated(self.url, path):
+            try:
+                return self._get(where, span)
+            except boto.ClientError as error:
+                if is_status(error, 416):
+                    return b""
+                version = self._buried(path) if is_status(error, 404) and code_of(error) != "NoSuchBucket" else None
+                if version is None:
+                    raise
+                return self._get({**where, "VersionId": version}, span)
+
+    def _get(self, where: dict[str, str], span: dict[str, str]) -> bytes:
+        answer = self._client.get_object(**where, **span, **self._key_options)
+        with answer["Body"] as body:
+            data: bytes = body.read()
+        if len(data) != answer["ContentLength"]:
+            raise TransientStorageError(f"{where['Key']} on {self.url} was cut off on its way")
+        return data
+
+    def stat(self, path: str) -> ObjectInfo:
+        """Return size and time of the object."""
+        where = self._where(path)
+        with translated(self.url, path):
+            try:
+                answer = self._client.head_object(**where, **self._key_options)
+            except boto.ClientError as error:
+                version = self._buried(path) if is_status(error, 404) else None
+                if version is None:
+                    raise
+                answer = self._client.head_object(**where, VersionId=version, **self._key_options)
+        return ObjectInfo(path, answer["ContentLength"], answer["LastModified"].astimezone(UTC))
+
+    def _exists(self, path: str) -> bool:
+        try:
+            self.stat(path)
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Return the objects below `prefix`, a thousand by each request. Other tools' names are passed over."""
+        check_path(prefix, prefix=True)
+        start = f"{self._prefix}{prefix}/" if prefix else self._prefix
+        token: dict[str, str] = {}
+        while True:
+            with translated(self.url, prefix):
+                page = self._client.list_objects_v2(Bucket=self._bucket, Prefix=start, **token)
+            for item in page.get("Contents", ()):
+                path = item["Key"].removeprefix(self._prefix)
+                with suppress(InvalidPathError):
+                    yield ObjectInfo(check_path(path), item["Size"], item["LastModified"].astimezone(UTC))
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    # --- deleting, and what keeps from it ---
+
+    def delete(self, path: str) -> None:
+        """Remove the object; in a bucket that keeps versions, all its versions, since a delete marker would free nothing."""
+        where = self._where(path)
+        with translated(self.url, path):
+            if not self._versioned:
+                self._client.delete_object(**where)
+                return
+            for version in self._versions(path):
+                try:
+                    self._client.delete_object(**where, VersionId=version["VersionId"])
+                except boto.ClientError as error:
+                    until = self._retained(where, version["VersionId"]) if is_status(error, 403, 400) else None
+                    if until is None:
+                        raise
+                    raise ObjectLockedError(
+                        f"{path} in {self.url} is locked until {until:%Y-%m-%d %H:%M} UTC", until=until
+                    ) from None
+
+    @cached_property
+    def _versioned(self) -> bool:
+        with translated(self.url, ""):
+            try:
+                return str(self._client.get_bucket_versioning(Bucket=self._bucket).get("Status", "")) != ""
+            except boto.ClientError as error:
+                if is_status(error, 403, 405, 501):  # not allowed to know, or a server without versions
+                    return False
+                raise
+
+    def _versions(self, path: str, *, markers: bool = True) -> Sequence[dict[str, Any]]:
+        """Return all versions of one object, newest first; delete markers as well unless not wanted."""
+        key = self._prefix + path
+        found: list[dict[str, Any]] = []
+        position: dict[str, str] = {}
+        while True:
+            page = self._client.list_object_versions(
+                Bucket=self._bucket, Prefix=key, MaxKeys=_DELETE_VERSIONS, **position
+            )
+            rows = [*page.get("Versions", ()), *(page.get("DeleteMarkers", ()) if markers else ())]
+            found += [row for row in rows if row["Key"] == key]
+            if not page.get("IsTruncated") or page.get("NextKeyMarker") != key:
+                return sorted(found, key=lambda row: row["LastModified"], reverse=True)
+            position = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
+
+    def _buried(self, path: str) -> str | None:
+        """Return the newest version of a locked object that somebody has hidden behind a delete marker; None where there is none."""
+        if not self.locks:
+            return None
+        for version in self._versions(path, markers=False):
+            if self._retained(self._where(path), version["VersionId"]) is not None:
+                return str(version["VersionId"])
+        return None
+
+    @cached_property
+    def locks(self) -> bool:
+        """Whether the bucket was made with Object Lock."""
+        with translated(self.url, ""):
+            try:
+                answer = self._client.get_object_lock_configuration(Bucket=self._bucket)
+            except boto.ClientError as error:
+                if is_status(error, 400, 403, 404, 405, 501):
+                    return False
+                raise
+        return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
+
+    def lock(self, path: str, until: datetime) -> None:
+        """Prolong the object's retention, unless it lasts that long already."""
+        if not self.locks:
+            super().lock(path, until)
+        known = self.locked_until(path)
+        if known is not None and known >= until:
+            return
+        retention = {"Mode": self._lock_mode, "RetainUntilDate": until.astimezone(UTC)}
+        with translated(self.url, path):
+            self._client.put_object_retention(**self._where(path), Retention=retention)
+
+    def locked_until(self, path: str) -> datetime | None:
+        """Return the end of the object's retention, if it lies ahead."""
+        self.stat(path)
+        if not self.locks:
+            return None
+        with translated(self.url, path):
+            return self._retained(self._where(path), None)
+
+    def _retained(self, where: dict[str, str], version: str | None) -> datetime | None:
+        named = where if version is None else {**where, "VersionId": version}
+        try:
+            answer = self._client.get_object_retention(**named)
+        except boto.ClientError as error:
+            if is_status(error, 400, 404, 405):  # none was set, or a delete marker
+                return None
+            raise
+        until: datetime = answer["Retention"]["RetainUntilDate"].astimezone(UTC)
+        return until if until > datetime.now(UTC) else None
+
+    # --- the store as a whole ---
+
+    def get_usage(self) -> Usage:
+        """Return the bytes of our objects; a bucket tells no limit."""
+        return Usage(None, sum(info.size for info in self.list()), None)
+
+    def clean_temporary(self, older_than_seconds: float) -> int:
+        """Abort unfinished uploads that began longer ago than that, and remove probes of processes that were killed."""
+        before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+        count = 0
+        position: dict[str, str] = {}
+        with translated(self.url, ""):
+            while True:
+                page = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix, **position)
+                for upload in page.get("Uploads", ()):
+                    if upload["Initiated"].astimezone(UTC) < before:
+                        self._client.abort_multipart_upload(
+                            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+                        count += 1
+                if not page.get("IsTruncated"):
+                    break
+                position = {
+                    "KeyMarker": page["NextKeyMarker"],
+                    "UploadIdMarker": page["NextUploadIdMarker"],
+                }
+            probes = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}.probe-")
+            for item in probes.get("Contents", ()):
+                if item["LastModified"].astimezone(UTC) < before:
+                    self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+                    count += 1
+        return count
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.shutdown(wait=True)
+        self._client.close()

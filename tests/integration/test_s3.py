@@ -1,0 +1,213 @@
+"""Whole backups in a bucket of a real server: by the command line, through restarts of the server, and with what can be wrong about a bucket."""
+
+import json
+import secrets
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from lab_backup.storage.base import (
+    ObjectLockedError,
+    ObjectNotFoundError,
+    StorageAccessError,
+    StorageError,
+    StorageNotFoundError,
+    TransientStorageError,
+)
+from lab_backup.storage.retry import RetryingStorage
+from lab_backup.storage.s3.settings import Connection, Credentials, Encryption
+from lab_backup.storage.s3.storage import MULTIPART, S3Storage
+from lab_backup.units import MiB
+from support.engine import back_up, new_repository, restored
+from support.seaweed import ADMIN, READER, Seaweed
+
+
+def raw_client(server: Seaweed) -> Any:
+    """Return a client that does as another tool would."""
+    return boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        aws_access_key_id=ADMIN.access_key,
+        aws_secret_access_key=ADMIN.secret_key,
+        region_name="us-east-1",
+    )
+
+
+def store(server: Seaweed, *, locks: bool = False, connection: Connection | None = None, **options: Any) -> S3Storage:
+    """Return an empty store of its own on the server."""
+    bucket, prefix = server.place(locks=locks)
+    return S3Storage(bucket, prefix, connection=connection or server.connection(), **options)
+
+
+def program(*arguments: str | Path, environment: Mapping[str, str]) -> Any:
+    """Run the program with `--json` and return what it printed."""
+    command = [str(Path(sys.executable).with_name("lab-backup")), *map(str, arguments), "--json"]
+    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, timeout=300, check=False)
+    assert ADMIN.secret_key not in done.stdout + done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_by_the_command_line(seaweed: Seaweed, tmp_path: Path) -> None:
+    """Init, back up, list, verify and restore in a bucket, with the keys in the usual variables; without them, a clear error."""
+    bucket, prefix = seaweed.place()
+    url = f"s3://{bucket}/{prefix}?endpoint={seaweed.endpoint}"
+    environment = {
+        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "LAB_BACKUP_REPO": url,
+        "LAB_BACKUP_PASSPHRASE": "correct horse battery", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    keys = {"AWS_ACCESS_KEY_ID": ADMIN.access_key, "AWS_SECRET_ACCESS_KEY": ADMIN.secret_key}
+    code, answer = program("repo", "init", url, environment=environment)
+    assert (code, answer["error"]["kind"]) == (1, "access_denied")
+    assert program("repo", "init", url, environment=environment | keys)[0] == 0
+    image = tmp_path / "disk.raw"
+    image.write_bytes(secrets.token_bytes(3 * MiB) + bytes(5 * MiB))
+    code, backup = program("backup", "image", image, environment=environment | keys)
+    assert (code, backup["bytes_total"]) == (0, 8 * MiB)
+    assert len(program("list", environment=environment | keys)[1]["backups"]) == 1
+    assert program("verify", "--read-data", environment=environment | keys)[1]["corrupt"] == 0
+    target = tmp_path / "again.raw"
+    assert program("restore", "image", backup["backup"], "--to", target, environment=environment | keys)[0] == 0
+    assert target.read_bytes() == image.read_bytes()
+
+
+def test_large_objects_in_parts(seaweed: Seaweed) -> None:
+    """What is larger than a part arrives whole, in one object; an upload that was interrupted is found and aborted."""
+    with closing(store(seaweed)) as s3:
+        data = secrets.token_bytes(MULTIPART + 5 * MiB + 17)
+        s3.upload("large", data)
+        assert s3.stat("large").size == len(data)
+        assert s3.read("large") == data
+        assert s3.read("large", MULTIPART - 3, 100) == data[MULTIPART - 3 :][:100]
+        client = raw_client(seaweed)
+        client.create_multipart_upload(Bucket=s3._bucket, Key=f"{s3._prefix}packs/left")
+        assert s3.clean_temporary(3600) == 0
+        assert s3.clean_temporary(-60) == 1
+        assert s3.clean_temporary(-60) == 0
+
+
+def test_server_restarts_in_the_middle(seaweed: Seaweed, tmp_path: Path) -> None:
+    """A server that is killed and comes back during a backup costs time, not the backup."""
+    content = secrets.token_bytes(12 * MiB)
+    s3 = RetryingStorage(store(seaweed), attempts=12, base_delay=0.2, max_delay=2)
+    with new_repository(s3, tmp_path) as repository:
+        back_up(repository, content[: 2 * MiB])
+        seaweed.kill()
+        starter = threading.Timer(1.5, seaweed.start)
+        starter.start()
+        try:
+            backup = back_up(repository, content)
+        finally:
+            starter.join()
+        assert restored(repository, backup.backup) == content
+
+
+def test_what_can_be_wrong(seaweed: Seaweed) -> None:
+    """No such bucket, wrong keys, a key that may only read, nobody there: each is the error that says what to do, and tells no secret."""
+    right = seaweed.connection()
+    wrong = Credentials(ADMIN.access_key, "wrong" + ADMIN.secret_key)
+    unknown = Credentials("NOBODYSKEY", ADMIN.secret_key)
+    bucket, prefix = seaweed.place()
+    cases: list[tuple[str, Connection, type[StorageError]]] = [
+        ("no-such-bucket", right, StorageNotFoundError),
+        (bucket, replace(right, credentials=wrong), StorageAccessError),
+        (bucket, replace(right, credentials=unknown), StorageAccessError),
+        (bucket, seaweed.connection(READER), StorageAccessError),
+        (bucket, replace(right, endpoint="http://127.0.0.1:9"), TransientStorageError),
+        (bucket, replace(right, source_address="192.0.2.1"), TransientStorageError),
+    ]
+    for name, connection, expected in cases:
+        with closing(S3Storage(name, prefix, connection=connection)) as s3:
+            with pytest.raises(expected) as caught:
+                s3.upload("a", b"x")
+            assert type(caught.value) is expected
+            assert ADMIN.secret_key not in f"{caught.value} {caught.value.hint} {connection!r}"
+            assert caught.value.__suppress_context__
+
+
+def test_bound_to_an_address(seaweed: Seaweed) -> None:
+    """Connections come from the address that was asked for."""
+    connection = replace(seaweed.connection(), source_address="127.0.0.9")
+    with closing(store(seaweed, connection=connection)) as s3:
+        s3.upload("a", b"x")
+        pools = s3._client._endpoint.http_session._manager.pools
+        pool = pools[next(iter(pools.keys()))]
+        held = pool._get_conn()
+        assert held.sock.getsockname()[0] == "127.0.0.9"
+        pool._put_conn(held)
+
+
+@pytest.mark.parametrize("encryption", [Encryption(algorithm="AES256"), Encryption(customer_key=bytes(range(32)))])
+def test_encrypted_by_the_server(seaweed: Seaweed, encryption: Encryption) -> None:
+    """Small and large objects come back; with a key of ours, nobody without it can read them."""
+    with closing(store(seaweed, encryption=encryption)) as s3:
+        data = secrets.token_bytes(MULTIPART + MiB)
+        for path, content in (("small", b"content"), ("large", data)):
+            s3.upload(path, content)
+            assert s3.read(path) == content
+            assert s3.read(path, 2, 4) == content[2:6]
+        if encryption.customer_key is not None:
+            with (
+                closing(S3Storage(s3._bucket, s3._prefix, connection=seaweed.connection())) as other,
+                pytest.raises(StorageError),
+            ):
+                other.read("small")
+
+
+def test_checksums_for_older_servers(seaweed: Seaweed) -> None:
+    """With Content-MD5 in place of a CRC, small and large uploads arrive."""
+    with closing(store(seaweed, connection=replace(seaweed.connection(), checksums="md5"))) as s3:
+        data = secrets.token_bytes(MULTIPART + 1)
+        s3.upload("large", data)
+        s3.create("small", b"x")
+        assert s3.read("large") == data
+
+
+def test_hidden_behind_a_delete_marker(seaweed: Seaweed) -> None:
+    """Somebody deletes a locked object the simple way: a marker hides it, but it is still read; without a lock it is gone."""
+    with closing(store(seaweed, locks=True)) as s3:
+        s3.upload("locked", b"still here")
+        s3.upload("free", b"gone")
+        until = datetime.now(UTC) + timedelta(minutes=5)
+        s3.lock("locked", until)
+        client = raw_client(seaweed)
+        for path in ("locked", "free"):
+            client.delete_object(Bucket=s3._bucket, Key=s3._prefix + path)
+        assert s3.read("locked") == b"still here"
+        assert s3.read("locked", 6, 4) == b"here"
+        assert s3.stat("locked").size == 10
+        with pytest.raises(ObjectNotFoundError):
+            s3.read("free")
+        with pytest.raises(ObjectLockedError):
+            s3.delete("locked")
+
+
+def test_deletion_frees_space_where_versions_are_kept(seaweed: Seaweed) -> None:
+    """In a bucket with versions nothing stays of an object that was deleted."""
+    with closing(store(seaweed, locks=True)) as s3:
+        for content in (b"one", b"two"):
+            s3.upload("a", content)
+        s3.delete("a")
+        answer = raw_client(seaweed).list_object_versions(Bucket=s3._bucket, Prefix=s3._prefix + "a")
+        assert not answer.get("Versions")
+        assert not answer.get("DeleteMarkers")
+
+
+def test_other_tools_in_the_same_prefix(seaweed: Seaweed) -> None:
+    """Names that no storage of ours has are neither listed nor touched."""
+    with closing(store(seaweed)) as s3:
+        client = raw_client(seaweed)
+        for key in (".hidden", "with space", "notes/.keep"):
+            client.put_object(Bucket=s3._bucket, Key=s3._prefix + key, Body=b"theirs")
+        s3.upload("ours", b"x")
+        assert [info.path for info in s3.list()] == ["ours"]
+        assert s3.clean_temporary(-60) == 0
+        assert client.get_object(Bucket=s3._bucket, Key=s3._prefix + "with space")["Body"].read() == b"theirs"
