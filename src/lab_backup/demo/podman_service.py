@@ -52,7 +52,6 @@ class PodmanService:
         self._socket = self.directory / "s"
         self._process: subprocess.Popen[bytes] | None = None
         self._inside = ""
-        self._groups = control_groups()
         self._configure()
 
     @property
@@ -177,7 +176,7 @@ network_config_dir = "{folder}/networks"
         self._process.kill()
         self._process.wait()
         self._process = None
-        _remove_groups(control_groups() - self._groups)
+        _remove_groups(control_groups())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -195,7 +194,10 @@ def _program(name: str, package: str) -> str:
 
 
 def _remove_groups(folders: set[Path]) -> None:
-    """Remove control groups in which nothing runs any more; their last processes take a moment to be gone."""
+    """Remove control groups in which nothing runs any more; their last processes take a moment to be gone.
+
+    Whoever else needs an empty one makes it anew.
+    """
     deadline = time.monotonic() + GROUPS_TIMEOUT
     while folders and time.monotonic() < deadline:
         for folder in tuple(folders):
