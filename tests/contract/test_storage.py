@@ -18,8 +18,10 @@ from lab_backup.storage.base import (
     StorageBackend,
     StorageError,
 )
+from lab_backup.storage.limited import LimitedStorage
 from lab_backup.storage.local import LocalStorage
 from lab_backup.storage.memory import MemoryStorage
+from lab_backup.storage.rate import RateLimit
 from lab_backup.storage.retry import RetryingStorage
 from lab_backup.storage.s3.storage import S3Storage
 from lab_backup.units import MiB
@@ -30,6 +32,7 @@ STORES: dict[str, Callable[[Path], StorageBackend]] = {
     "memory": lambda _: MemoryStorage(),
     "retry": lambda folder: RetryingStorage(LocalStorage.create_root(folder / "store")),
     "faulty": lambda _: FaultyStorage(MemoryStorage()),
+    "limited": lambda _: LimitedStorage(MemoryStorage(), upload=RateLimit(10**12), download=RateLimit(10**12), calls=2),
     "retried": lambda _: RetryingStorage(
         FaultyStorage(
             MemoryStorage(),
