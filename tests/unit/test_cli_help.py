@@ -24,7 +24,7 @@ ALL = dict(commands(typer.main.get_command(app)))
 PROMISED = {
     "repo init", "repo info", "repo keys list", "repo keys add", "repo keys remove", "repo keys rotate", "repo recovery-sheet",
     "backup vm", "backup image", "list", "show", "restore vm", "restore image", "verify", "delete", "undelete",
-    "protect", "unprotect", "prune", "gc", "replicate", "export", "checkpoints list", "checkpoints remove", "demo",
+    "protect", "unprotect", "prune", "gc", "replicate", "export", "storage test", "checkpoints list", "checkpoints remove", "demo",
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from lab_backup.cli.commands import (
     replicate,
     repo,
     restore,
+    storage,
     verify,
 )
 from lab_backup.cli.exit_codes import ExitCode
@@ -32,7 +33,7 @@ from lab_backup.cli.signals import interruptible
 NAME = "lab-backup"
 ORDER = (
     "repo", "backup", "list", "show", "restore", "verify", "delete", "undelete", "protect", "unprotect",
-    "prune", "gc", "replicate", "export", "checkpoints", "demo",
+    "prune", "gc", "replicate", "export", "storage", "checkpoints", "demo",
 )  # fmt: skip
 
 
@@ -180,6 +181,7 @@ app.command(
 app.command("export", epilog=examples("lab-backup export latest:vm/web --repo /srv/backups --to /media/usb/web.tar"))(
     export.export
 )
+app.add_typer(storage.app, name="storage")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.command("demo", short_help="See it all work on a tiny real VM.", epilog=examples("lab-backup demo"))(demo.demo)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab_backup.cli.passphrase import VARIABLE, read_passphrase
-from lab_backup.errors import LabBackupError
+from lab_backup.errors import LabBackupError, UsageError
+from lab_backup.units import parse_size
 
 if TYPE_CHECKING:
     from lab_backup.repository.keys import Secret
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 CACHE = "LAB_BACKUP_CACHE"
 """Environment variable: the folder for local copies of indexes, in place of `~/.cache/lab-backup`."""
+
+LIMIT_RATE = "LAB_BACKUP_LIMIT_RATE"
+"""Environment variable: bytes a second, such as `20MiB`, that may go to and come from a storage."""
 
 KEY_FILE_VARIABLE = "LAB_BACKUP_KEY_FILE"
 """Environment variable: the key file to open repositories with, where no passphrase is given."""
@@ -26,6 +30,17 @@ def cache_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Return the folder that the user wants for caches, or None for the usual one."""
     given = environment.get(CACHE)
     return Path(given) if given else None
+
+
+def limit_rate(environment: Mapping[str, str]) -> int | None:
+    """Return the bytes a second that the user allows, None for as many as there are. Raises UsageError."""
+    given = environment.get(LIMIT_RATE)
+    if not given:
+        return None
+    rate = parse_size(given)
+    if rate <= 0:
+        raise UsageError(f"{LIMIT_RATE}={given} would let nothing through", hint="write such as 20MiB")
+    return rate
 
 
 def _about_cache(directory: Path, error: OSError) -> LabBackupError | None:
@@ -74,7 +89,9 @@ def opened(
     elif needs_passphrase(url):
         passphrase = read_passphrase(None, variable=variable, option=option, prompt=prompt)
     try:
-        repository = open_repository(url, passphrase=passphrase, cache_directory=directory)
+        repository = open_repository(
+            url, passphrase=passphrase, cache_directory=directory, limit_rate=limit_rate(os.environ)
+        )
     except OSError as error:
         explained = _about_cache(directory, error)
         if explained is None:

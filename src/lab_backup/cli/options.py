@@ -18,7 +18,13 @@ class ImageFormat(StrEnum):
 
 RepoOption = Annotated[
     str,
-    typer.Option("--repo", "-r", metavar="URL", envvar="LAB_BACKUP_REPO", help="The repository: a path, file:///… or s3://bucket/prefix?endpoint=…"),
+    typer.Option(
+        "--repo",
+        "-r",
+        metavar="URL",
+        envvar="LAB_BACKUP_REPO",
+        help="The repository: a path, file:///… or s3://bucket/prefix?endpoint=…",
+    ),
 ]
 PassphraseFileOption = Annotated[
     Path | None,

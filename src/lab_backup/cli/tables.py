@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lab_backup.operations.replicate import ReplicateResult
     from lab_backup.operations.repositories import KeyInfo, RepositoryInfo
     from lab_backup.operations.restore import RestoreResult
+    from lab_backup.operations.storage_test import StorageReport
     from lab_backup.operations.verify import VerifyResult
     from lab_backup.sources.libvirt.plan import DiskPlan
 
@@ -262,6 +263,12 @@ def pruning(result: "PruneResult") -> str:
     )
     shown = [table(["ID", "TIME", "SOURCE", "DO", "WHY"], rows), total]
     return "\n".join([*shown, later] if result.removed and not result.dry_run else shown)
+
+
+def storage(report: "StorageReport") -> str:
+    """List what a storage was tested for."""
+    signs = {"ok": "ok", "warning": "WARNING", "failed": "FAILED"}
+    return table(["CHECK", "", ""], [(check.name, signs[check.outcome], check.detail) for check in report.checks])
 
 
 def replication(result: "ReplicateResult") -> str:

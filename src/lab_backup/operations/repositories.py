@@ -18,6 +18,8 @@ from lab_backup.repository.keys import Kdf, KeyFile, KeySlot, Secret, keeper_slo
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.unlock import KEYS, read_slots
 from lab_backup.storage.address import open_storage
+from lab_backup.storage.limited import LimitedStorage
+from lab_backup.storage.rate import RateLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,16 @@ def default_cache_directory() -> Path:
     return user_cache_path("lab-backup")
 
 
-def open_repository(url: str, *, passphrase: Secret | None, cache_directory: Path | None = None) -> Repository:
-    """Open the repository at `url`; the caller closes it. Raises NotARepositoryError, WrongKeyError, DamagedError."""
+def open_repository(
+    url: str, *, passphrase: Secret | None, cache_directory: Path | None = None, limit_rate: int | None = None
+) -> Repository:
+    """Open the repository at `url`; the caller closes it. `limit_rate`: bytes a second, up and down each.
+
+    Raises NotARepositoryError, WrongKeyError, DamagedError.
+    """
     storage = open_storage(url)
+    if limit_rate is not None:
+        storage = LimitedStorage(storage, upload=RateLimit(limit_rate), download=RateLimit(limit_rate))
     try:
         return engine.open_repository(
             storage, passphrase=passphrase, cache_directory=cache_directory or default_cache_directory()
