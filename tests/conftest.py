@@ -19,6 +19,7 @@ from lab_backup.demo.hypervisor import Hypervisor
 from lab_backup.demo.machine import Guest, define_guest
 from lab_backup.demo.podman_service import PodmanService
 from lab_backup.units import MiB
+from support.samba import Samba
 from support.seaweed import Seaweed
 
 # How long an example takes says more about what else the machine does than about the code.
@@ -47,6 +48,13 @@ def heard_signals() -> Iterator[None]:
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     """Run a real S3 server for the whole session. Tests that kill it start it again."""
     with Seaweed(tmp_path_factory.mktemp("s3") / "seaweed") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def samba() -> Iterator[Samba]:
+    """Run a real SMB server for the whole session. Tests that stop it start it again."""
+    with Samba(Path(tempfile.mkdtemp(prefix="lb-smb-"))) as server:
         yield server
 
 

@@ -1,6 +1,7 @@
 """What `StorageBackend` promises, on every backend. A new backend joins by one line in STORES."""
 
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,9 +75,13 @@ ODD_PATHS = [
 ]
 
 
-@pytest.fixture(params=[*STORES, "s3", "s3, locking"])
+@pytest.fixture(params=[*STORES, "s3", "s3, locking", "smb"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorageBackend]:
     """Return an empty store of each kind."""
+    if request.param == "smb":
+        with closing(request.getfixturevalue("samba").open(secrets.token_hex(6), create=True)) as share:
+            yield share
+        return
     if request.param.startswith("s3"):
         server = request.getfixturevalue("seaweed")
         bucket, prefix = server.place(locks=request.param == "s3, locking")

@@ -10,17 +10,19 @@ from lab_backup.storage.local import LocalStorage
 from lab_backup.storage.retry import RetryingStorage
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(file):(?=/)", re.IGNORECASE)
-_KNOWN = "a path such as /srv/backups, file:///srv/backups, or s3://bucket/prefix"
+_KNOWN = "a path such as /srv/backups, file:///srv/backups, s3://bucket/prefix, or smb://user@host/share/path"
 
 
 def open_storage(url: str, *, create: bool = False) -> StorageBackend:
-    """Open the store at `url`: a path, absolute or relative to the working directory, a `file:` URL (RFC 8089), or `s3:`.
+    """Open the store at `url`: a path, absolute or relative to the working directory, a `file:` URL (RFC 8089), `s3:` or `smb:`.
 
     With `create`, make its folder where there is none; the folder above must exist, and so must a bucket. A store that holds something
     already is opened as it is. Passing failures (a file server that restarts) are waited out. Raises UsageError for an address that is none, StorageNotFoundError, StorageAccessError.
     """
     if url.lower().startswith("s3://"):
         return _open_bucket(url)
+    if url.lower().startswith("smb://"):
+        return _open_share(url, create=create)
     path = local_path(url)
     return RetryingStorage(LocalStorage.create_root(path) if create else LocalStorage(path))
 
@@ -47,6 +49,28 @@ def _open_bucket(url: str) -> StorageBackend:
         storage.close()
         raise
     return storage
+
+
+def _open_share(url: str, *, create: bool) -> StorageBackend:
+    from lab_backup.storage.smb import SMBStorage  # noqa: PLC0415  as above
+    from lab_backup.storage.smb.address import parse  # noqa: PLC0415
+
+    address = parse(url)
+    share = SMBStorage(
+        address.host,
+        address.share,
+        address.path,
+        port=address.port,
+        user=address.user,
+        password=address.password,
+        domain=address.domain,
+        require_signing=address.require_signing,
+        require_encryption=address.require_encryption,
+        source_address=address.source_address,
+        concurrency=address.concurrency,
+        create=create,
+    )
+    return RetryingStorage(share)
 
 
 def local_path(url: str) -> Path:
