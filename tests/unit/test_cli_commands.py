@@ -26,6 +26,7 @@ from lab_backup.repository.manifest import DiskEntry
 from lab_backup.repository.marks import Verification
 from lab_backup.sources.libvirt.plan import DiskPlan
 from lab_backup.sources.source import Quiesce
+from lab_backup.units import KiB, MiB
 
 ID = "8f41b7c24cbd4d2f9e1a6b3c5d7e9f01"
 CREATED = "2026-01-02T03:04:05Z"
@@ -171,7 +172,7 @@ def test_the_passphrase_and_cache_reach_the_repository(lab: Lab, operations: Ope
     assert result.exit_code == 0
     assert operations.calls["repositories.open_repository"] == (
         ("/r",),
-        {"passphrase": "secret", "cache_directory": Path("/c")},
+        {"passphrase": "secret", "cache_directory": Path("/c"), "limit_rate": None},
     )
     assert operations.repository.closed
 
@@ -183,7 +184,22 @@ def test_an_open_repository_asks_nothing(lab: Lab, operations: Operations) -> No
     assert operations.keywords("repositories.open_repository") == {
         "passphrase": None,
         "cache_directory": default_cache_directory(),
+        "limit_rate": None,
     }
+
+
+@pytest.mark.parametrize(("given", "rate"), [("20MiB", 20 * MiB), ("512KiB", 512 * KiB), ("1000", 1000)])
+def test_the_limit_reaches_the_repository(lab: Lab, operations: Operations, given: str, rate: int) -> None:
+    """LAB_BACKUP_LIMIT_RATE is a size for each second."""
+    operations.answer("repositories.repository_info", INFO)
+    assert lab("repo", "info", "--repo", "/r", LAB_BACKUP_LIMIT_RATE=given).exit_code == 0
+    assert operations.keywords("repositories.open_repository")["limit_rate"] == rate
+
+
+@pytest.mark.parametrize("given", ["0", "fast", "-1MiB"])
+def test_a_limit_that_is_none(lab: Lab, given: str) -> None:
+    """What is no size, or lets nothing through, is a mistake of the user's."""
+    assert lab("repo", "info", "--repo", "/r", LAB_BACKUP_LIMIT_RATE=given).exit_code == 2
 
 
 def test_a_given_passphrase_is_used_whatever_the_repository_says(lab: Lab, operations: Operations) -> None:
@@ -343,7 +359,7 @@ def test_the_list_for_people_is_one_line_a_backup(lab: Lab, operations: Operatio
     lines = lab("list", "--repo", "/r").stdout.splitlines()
     assert len(lines) == 3
     assert lines[1].split()[:6] == ["8f41b7c24cbd", "2026-01-02", "03:04", "vm/web", "incremental", "filesystem"]
-    assert lines[2].endswith("protected, deleted, DAMAGED, #monthly")
+    assert lines[2].endswith("protected, deleted, DAMAGED 2026-01-02, #monthly")
 
 
 def test_an_empty_repository_says_so(lab: Lab, operations: Operations) -> None:

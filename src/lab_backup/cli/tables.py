@@ -116,7 +116,8 @@ def _state(item: "BackupSummary") -> list[str]:
     if item.deleted is not None:
         words.append("deleted")
     if item.verified is not None:
-        words.append("verified" if item.verified.ok else "DAMAGED")
+        day = local(item.verified.time).split()[0]
+        words.append(f"verified {day} ({item.verified.level})" if item.verified.ok else f"DAMAGED {day}")
     return words + [f"#{tag}" for tag in item.tags]
 
 
