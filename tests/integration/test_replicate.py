@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lab_backup.errors import UsageError
@@ -14,6 +15,7 @@ from lab_backup.operations.replicate import replicate
 from lab_backup.operations.verify import verify
 from lab_backup.repository.backups import Backups
 from lab_backup.repository.repository import Repository, open_repository
+from lab_backup.repository.session import BackupSession, new_backup_id
 from lab_backup.storage.base import StorageBackend
 from lab_backup.storage.memory import MemoryStorage
 from lab_backup.units import KiB
@@ -143,6 +145,23 @@ def test_damage_stays_behind(pair: Pair) -> None:
     assert [item.backup for item in result.copied] == [good.backup]
     assert [backup.id for backup in Backups(target).all()] == [good.backup]
     assert verify(target, read_data=True).damage == ()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["missing", "there already"])
+def test_lists_that_lie_stay_behind(pair: Pair, there: bool) -> None:  # noqa: FBT001  a parameter of the test
+    """A backup whose list has a chunk of the wrong length cannot be restored: it is not copied either, also where the target has the chunk."""
+    source, target = pair
+    good = back_up(source, bytes(data(1)))
+    if there:
+        replicate(source, target)
+    manifest = Backups(source).find(good.backup).manifest
+    disk = msgspec.structs.replace(manifest.disks[0], size=manifest.disks[0].size - 50)
+    forged = msgspec.structs.replace(manifest, backup=new_backup_id(), disks=(disk,))
+    with BackupSession(source, forged.backup) as session:
+        session.publish(forged)
+    result = replicate(source, target)
+    assert [(item.backup, item.damaged) for item in result.failed] == [(forged.backup, True)]
+    assert [backup.id for backup in Backups(target).all()] == [good.backup]
 
 
 def test_damage_in_the_copy_is_mended(pair: Pair) -> None:

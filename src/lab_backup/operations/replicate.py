@@ -196,8 +196,10 @@ class _Replication:
             for entry in (*manifest.disks, *manifest.files):
                 done = 0
                 for found in differences(self._reader.tree(entry.tree), self._old_tree(entry)):
-                    if found.id is not None:
-                        copier.want(PackKind.DATA if found.level is None else PackKind.TREE, found.id)
+                    if found.id is not None and found.level is None:
+                        copier.want(PackKind.DATA, found.id, found.length)
+                    elif found.id is not None:
+                        copier.want(PackKind.TREE, found.id)
                     if found.level is None or found.id is None:
                         self._progress.advance(found.length)
                         done += found.length

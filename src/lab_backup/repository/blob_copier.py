@@ -6,10 +6,11 @@ from typing import Self
 
 from lab_backup.repository.cache import Location
 from lab_backup.repository.disk_writer import default_threads
-from lab_backup.repository.errors import ChunkMissingError
+from lab_backup.repository.errors import ChunkCorruptError, ChunkMissingError
 from lab_backup.repository.pack import PackKind
 from lab_backup.repository.reader import Reader
 from lab_backup.repository.session import BackupSession
+from lab_backup.repository.tree import MAX_NODE
 from lab_backup.units import MiB
 
 BATCH = 64 * MiB  # stored bytes that are looked for together, so that neighbours in a pack are read at once
@@ -39,11 +40,22 @@ class BlobCopier:
     def __exit__(self, *exc_info: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def want(self, kind: PackKind, blob_id: bytes) -> None:
-        """Copy the blob, sooner or later, unless the target has it. Raises DamagedError, also for blobs that were asked for before."""
+    def want(self, kind: PackKind, blob_id: bytes, length: int | None = None) -> None:
+        """Copy the blob, sooner or later, unless the target has it. A chunk has `length` bytes; a node has none that is known.
+
+        Raises DamagedError where the source does not have it, or in another length: no reader would take that list. Also for blobs that were
+        asked for before.
+        """
+        location = self._source.find(blob_id)
+        if location is not None and not (
+            location.entry.raw <= MAX_NODE if length is None else location.entry.raw == length
+        ):
+            raise ChunkCorruptError(
+                f"blob {blob_id.hex()[:16]} has {location.entry.raw} bytes, which cannot be where the backup refers to it",
+                hint="the backup was forged or damaged",
+            )
         if not self._target.needs(blob_id):
             return
-        location = self._source.find(blob_id)
         if location is None:
             raise ChunkMissingError(
                 f"blob {blob_id.hex()[:16]} is nowhere in the repository that is copied", hint="run: lab-backup verify"
