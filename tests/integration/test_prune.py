@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab_backup.errors import UsageError
+from lab_backup.errors import NotFoundError, UsageError
 from lab_backup.operations import prune as prune_module
 from lab_backup.operations.lifecycle import delete, protect, undelete
 from lab_backup.operations.prune import make_policy, parse_zone, prune
@@ -61,7 +61,7 @@ def test_one_source(repository: Repository) -> None:
     made(repository, 2, "mail")
     prune(repository, Policy(last=1), source="vm/web")
     assert deleted(repository) == {web[0]}
-    with pytest.raises(UsageError, match="dns"):
+    with pytest.raises(NotFoundError, match="dns"):
         prune(repository, Policy(last=1), source="dns")
 
 

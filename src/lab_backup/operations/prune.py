@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from lab_backup.errors import UsageError
+from lab_backup.errors import NotFoundError, UsageError
 from lab_backup.operations.lifecycle import who
 from lab_backup.policy.retention import Decision, Outcome, Point, Policy, select
 from lab_backup.repository.backups import Backup, Backups
@@ -85,14 +85,14 @@ def prune(
     """Mark as deleted what `policy` does not keep; until the grace period ends, `undelete` takes that back.
 
     Only backups of `source` are looked at if it is given (`NAME`, `KIND/NAME` or a source's id). `now` is the storage's time unless given: a host
-    whose clock is wrong must not remove too much. Raises UsageError.
+    whose clock is wrong must not remove too much. Raises UsageError, NotFoundError.
     """
     chosen_zone = parse_zone(zone)
     backups = Backups(repository)
     found = [backup for backup in backups.all() if source is None or _is_of(backup, source)]
     unreadable = {path: str(error) for path, error in backups.damaged.items()}
     if source is not None and not found:
-        raise UsageError(f"there is no backup of {source}", hint="see: lab-backup list")
+        raise NotFoundError(f"there is no backup of {source}", hint="see: lab-backup list")
     moment = now or (repository.clock() if found else datetime.now(UTC))
     decisions = select([_point(backup) for backup in found], policy, now=moment, zone=chosen_zone)
     if not dry_run:
