@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lab_backup.errors import UsageError
+from lab_backup.errors import NotFoundError, UsageError
 from lab_backup.extent import Extent
 from lab_backup.operations.lifecycle import delete, protect
 from lab_backup.operations.replicate import replicate
@@ -101,7 +101,7 @@ def test_some_of_them(pair: Pair, choose: Callable[[str], dict[str, object]]) ->
     back_up(source, b"b" * CHUNK, name="two")
     replicate(source, target, **choose("two"))  # type: ignore[arg-type]  # one or the other
     assert [backup.manifest.source.name for backup in Backups(target).all()] == ["two"]
-    with pytest.raises(UsageError):
+    with pytest.raises(NotFoundError):
         replicate(source, target, source_name="three")
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from lab_backup.errors import UsageError
+from lab_backup.errors import NotFoundError, UsageError
 from lab_backup.extent import Extent
 from lab_backup.operations.lifecycle import who
 from lab_backup.operations.progress import Progress, Silent
@@ -73,7 +73,7 @@ def replicate(
 
     What the target has already is passed over. Protection, archive flag and tags go along. A damaged backup is reported and does not keep the others
     from being copied. With `read_back`, what was stored is read from the target again and checked before the backup counts as copied.
-    Raises UsageError, BackupNotFoundError, and what the storages raise.
+    Raises UsageError, NotFoundError, and what the storages raise.
     """
     if source.id == target.id:
         raise UsageError("both addresses are the same repository, or one is a copy of the other's files")
@@ -123,7 +123,7 @@ def _chosen(here: Backups, specs: Sequence[str], name: str | None) -> list[Backu
 
     found = [backup for backup in alive if name in names(backup)]
     if not found:
-        raise UsageError(f"there is no backup of {name} to copy", hint="see: lab-backup list")
+        raise NotFoundError(f"there is no backup of {name} to copy", hint="see: lab-backup list")
     return found
 
 
