@@ -470,5 +470,5 @@ def test_missing_address_makes_nothing(tmp_path: Path) -> None:
     with pytest.raises(StorageNotFoundError):
         open_storage(str(tmp_path / "missing"))
     with pytest.raises(UsageError):
-        open_storage("s3://bucket", create=True)
+        open_storage("ftp://bucket", create=True)
     assert list(tmp_path.iterdir()) == []

@@ -200,7 +200,7 @@ def empty_lab(tmp_path_factory: pytest.TempPathFactory) -> Program:
     [
         (("list", "--repo", "nowhere"), 4, "nowhere"),
         (("list", "--repo", "/proc"), 4, "is not a repository"),
-        (("list", "--repo", "s3://bucket/x"), 2, "/srv/backups"),
+        (("list", "--repo", "ftp://bucket/x"), 2, "/srv/backups"),
         (("list", "--repo", ""), 2, "empty"),
         (("show", "xyz"), 2, "is not a backup"),
         (("show", "0123456789ab"), 4, "there is no backup"),
