@@ -309,7 +309,7 @@ def test_damage_is_found_named_and_never_restored(lab: Program, image: Path, tmp
     assert (found.code, found.object["corrupt"]) == (6, 1)
     assert any(touch.startswith(f"{backup}/disk@") for touch in found.object["damage"][0]["touches"])
     assert "DAMAGED: 1 corrupt, 0 missing" in lab("verify", "--read-data").stdout
-    assert lab("list").stdout.splitlines()[1].endswith("DAMAGED")
+    assert re.search(r"  DAMAGED \d{4}-\d\d-\d\d$", lab("list").stdout.splitlines()[1])
     restored = lab("restore", "image", backup, "--to", "back.raw", "--json")
     assert (restored.code, restored.object["error"]["kind"]) == (6, "damaged")
     assert not (tmp_path / "back.raw").exists()
