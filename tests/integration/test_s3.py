@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import FlexibleChecksumError
 
 from lab_backup.storage.base import (
     ObjectLockedError,
@@ -211,3 +212,17 @@ def test_other_tools_in_the_same_prefix(seaweed: Seaweed) -> None:
         assert [info.path for info in s3.list()] == ["ours"]
         assert s3.clean_temporary(-60) == 0
         assert client.get_object(Bucket=s3._bucket, Key=s3._prefix + "with space")["Body"].read() == b"theirs"
+
+
+def test_a_wrong_checksum_is_noticed(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that do not fit the checksum that the server sent with them are a passing failure, and nobody sees them."""
+    with closing(store(seaweed)) as s3:
+        s3.upload("a", b"content")
+        assert s3.read("a") == b"content"
+        monkeypatch.setattr("botocore.httpchecksum.StreamingChecksumBody._validate_checksum", _refuse)
+        with pytest.raises(TransientStorageError):
+            s3.read("a")
+
+
+def _refuse(*_: object) -> None:
+    raise FlexibleChecksumError(error_msg="flipped on the way")

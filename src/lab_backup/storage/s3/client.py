@@ -9,8 +9,8 @@ from botocore.config import Config
 from lab_backup.errors import UsageError
 from lab_backup.storage.s3.settings import Connection
 
-# Retrying is RetryingStorage's work; one quick repetition here covers connections that the server closed while they were idle.
-_ATTEMPTS = 2
+# Retrying is RetryingStorage's work: it alone can tell its own object from somebody else's when an answer was lost.
+_ATTEMPTS = 1
 
 
 def make_client(connection: Connection, *, connections: int) -> Any:

@@ -21,6 +21,7 @@ _PASSING = {
     "BadDigest",  # flipped on the way
     "ConditionalRequestConflict",
     "InternalError",
+    "NoSuchUpload",  # its answer was lost: the whole upload is repeated
     "IncompleteBody",
     "OperationAborted",
     "RequestTimeout",
@@ -36,6 +37,7 @@ _CREDENTIALS = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "Signature
 _FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
 _LOST = (
     boto.ConnectionError,
+    boto.FlexibleChecksumError,  # flipped on the way
     boto.HTTPClientError,
     boto.IncompleteReadError,
     boto.ResponseStreamingError,

@@ -25,6 +25,7 @@ from lab_backup.storage.base import (
     ObjectLockedError,
     ObjectNotFoundError,
     StorageBackend,
+    StorageError,
     TransientStorageError,
     Usage,
     check_path,
@@ -186,8 +187,14 @@ class S3Storage(StorageBackend):
 
     def _get(self, where: dict[str, str], span: dict[str, str]) -> bytes:
         answer = self._client.get_object(**where, **span, **self._key_options)
-        with answer["Body"] as body:
+        # Not as a context manager: that would hand out the raw stream, past the check of its checksum.
+        body = answer["Body"]
+        try:
             data: bytes = body.read()
+        finally:
+            body.close()
+        if span and "ContentRange" not in answer:
+            raise StorageError(f"{self.url}: the server ignores ranges", hint="use a server that knows HTTP ranges")
         if len(data) != answer["ContentLength"]:
             raise TransientStorageError(f"{where['Key']} on {self.url} was cut off on its way")
         return data
@@ -237,7 +244,8 @@ class S3Storage(StorageBackend):
             if not self._versioned:
                 self._client.delete_object(**where)
                 return
-            for version in self._versions(path):
+            # The oldest first: whoever is killed in between leaves the newest, and no older content comes back.
+            for version in reversed(self._versions(path)):
                 try:
                     self._client.delete_object(**where, VersionId=version["VersionId"])
                 except boto.ClientError as error:
