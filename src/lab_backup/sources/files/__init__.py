@@ -1,0 +1,1 @@
+"""Trees of files on a file system of this host."""
