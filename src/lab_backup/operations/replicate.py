@@ -87,7 +87,7 @@ def replicate(
         if backup.id in present:
             continue
         manifest = backup.manifest
-        size = sum(entry.size for entry in (*manifest.disks, *manifest.files))
+        size = sum(entry.size for entry in manifest.entries)
         shown.start(size, f"copying {manifest.source.name} of {manifest.time[:16]}")
         try:
             copied.append(_Replication(source, target, backup, shown, read_back=read_back).run())
@@ -193,7 +193,7 @@ class _Replication:
         if self._base is not None:
             session.inherit(self._base[1].backup)
         with BlobCopier(self._reader, session) as copier:
-            for entry in (*manifest.disks, *manifest.files):
+            for entry in manifest.entries:
                 done = 0
                 for found in differences(self._reader.tree(entry.tree), self._old_tree(entry)):
                     if found.id is not None and found.level is None:

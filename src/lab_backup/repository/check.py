@@ -178,7 +178,7 @@ class Checker:
             self._bad_blobs.setdefault(identity, (str(error), place is None, place.pack if place else None))
 
         for backup in backups:
-            for entry in (*backup.manifest.disks, *backup.manifest.files):
+            for entry in backup.manifest.entries:
                 for identity, level, offset in walk.survey(entry.tree, on_damage=broken):
                     self._report.checked += 1
                     self._advance(0 if level is not None else entry.chunk_size)
@@ -295,7 +295,7 @@ class Checker:
         touched: dict[bytes, list[str]] = {identity: [] for identity in self._bad_blobs}
         if touched:
             for backup in backups:
-                for entry in (*backup.manifest.disks, *backup.manifest.files):
+                for entry in backup.manifest.entries:
                     for identity, offset in self._touches(entry):
                         touched[identity].append(f"{backup.id}/{entry.name}@{offset}")
         # What no backup touches any more belonged to one that was deleted meanwhile.

@@ -247,7 +247,7 @@ class Collector:
         walk = Walk(self._reader, seen=live.add)
         for backup in backups:
             if backup.id not in ignore:
-                for entry in (*backup.manifest.disks, *backup.manifest.files):
+                for entry in backup.manifest.entries:
                     for _ in walk.survey(entry.tree, on_damage=self._unreadable):
                         pass
         self._place(live, survey)

@@ -110,6 +110,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """`time` as a value."""
         return datetime.fromisoformat(self.time)
 
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Everything the backup refers to: whoever copies, checks or collects looks at these and at nothing else."""
+        return (*self.disks, *self.files)
+
     def disk(self, name: str) -> DiskEntry | None:
         """Return the disk of that name, or None."""
         return next((disk for disk in self.disks if disk.name == name), None)
@@ -150,12 +155,12 @@ def decode(payload: bytes, backup_id: str, repository_id: str) -> Manifest:
         valid = False
     if not valid:
         raise DamagedError(f"{what} has an impossible time")
-    names = [entry.name for entry in (*manifest.disks, *manifest.files)]
+    names = [entry.name for entry in manifest.entries]
     if manifest.backup != backup_id or manifest.repository != repository_id or len(set(names)) != len(names):
         raise DamagedError(
             f"the manifest of backup {backup_id} contradicts itself", hint="it was forged or copied from elsewhere"
         )
-    if any(entry.chunk_size & (entry.chunk_size - 1) for entry in (*manifest.disks, *manifest.files)):
+    if any(entry.chunk_size & (entry.chunk_size - 1) for entry in manifest.entries):
         raise DamagedError(f"the manifest of backup {backup_id} has an impossible chunk size")
     return manifest
 

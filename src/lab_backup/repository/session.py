@@ -268,7 +268,7 @@ class BackupSession:
 
         with LiveSet(self._repository.cache.directory.parent) as seen:
             walk = Walk(self._reader, seen=seen.add)
-            for entry in (*manifest.disks, *manifest.files):
+            for entry in manifest.entries:
                 for identity, _, _ in walk.survey(entry.tree, on_damage=missing):
                     place = self._reader.find(identity)
                     if place is None:
