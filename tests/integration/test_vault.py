@@ -13,10 +13,10 @@ from lab_backup.operations.repositories import add_key, list_keys, remove_key, r
 from lab_backup.repository.errors import DamagedError, WrongKeyError
 from lab_backup.repository.repository import open_repository
 from lab_backup.repository.unlock import read_slots
-from lab_backup.security.vault import VaultAccess, VaultDeniedError, VaultError, VaultTransit
+from lab_backup.security.vault import VaultAccess, VaultDeniedError, VaultError, VaultTransit, read_passphrase
 from lab_backup.storage.memory import MemoryStorage
 from support.engine import back_up, new_repository, restored
-from support.openbao import Bao, openbao
+from support.openbao import PASSPHRASE, Bao, openbao
 from support.program import Program
 
 
@@ -102,3 +102,45 @@ def test_the_program_finds_vault_by_the_environment(bao: Bao, tmp_path: Path) ->
     assert "wrong-secret" not in refused.stderr
     unsafe = lab("list", LAB_BACKUP_VAULT_TRANSIT="transit/lab", VAULT_ADDR="http://vault.example:8200")
     assert (unsafe.code, "https" in unsafe.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("where", ["secret/lab#passphrase", "old/lab#passphrase"])
+def test_a_passphrase_in_the_kv_engine_opens(bao: Bao, where: str, tmp_path: Path) -> None:
+    """`repo init` and everything after it take the passphrase from Vault, in both versions of its engine; the passphrase itself opens too."""
+    assert read_passphrase(bao.role, where) == PASSPHRASE
+    lab = Program(
+        tmp_path, LAB_BACKUP_REPO=str(tmp_path / "repository"), VAULT_ADDR=bao.role.address,
+        VAULT_ROLE_ID=str(bao.role.role_id), VAULT_SECRET_ID=str(bao.role.secret_id), LAB_BACKUP_VAULT_KV=where,
+    )  # fmt: skip
+    lab.ok("repo", "init")
+    lab.ok("list")
+    lab.ok("list", LAB_BACKUP_PASSPHRASE=PASSPHRASE, LAB_BACKUP_VAULT_KV="")
+
+
+def test_what_the_kv_engine_does_not_give(bao: Bao) -> None:
+    """Denied, absent, not a text, not a place: each says so, and none shows what it read."""
+    with pytest.raises(VaultDeniedError, match="refuses reading"):
+        read_passphrase(bao.role, "secret/other#passphrase")
+    with pytest.raises(VaultError, match="is not there"):
+        read_passphrase(bao.access, "secret/nothing#passphrase")
+    for where in ("secret/lab#nothing", "secret/lab#number"):
+        with pytest.raises(VaultError, match="no text") as refused:
+            read_passphrase(bao.access, where)
+        assert PASSPHRASE not in str(refused.value)
+    for place in ("secret", "secret/lab", "secret/../sys#x", "#x", "secret/lab#"):
+        with pytest.raises(UsageError, match="is not a place"):
+            read_passphrase(bao.access, place)
+
+
+def test_a_transit_key_is_the_first_key(bao: Bao, tmp_path: Path) -> None:
+    """A repository is made without any passphrase, by Vault's transit key or by a key file that `repo init` makes."""
+    lab = Program(
+        tmp_path, LAB_BACKUP_REPO=str(tmp_path / "one"), VAULT_ADDR=bao.role.address, VAULT_TOKEN=str(bao.access.token),
+        LAB_BACKUP_VAULT_TRANSIT="transit/lab",
+    )  # fmt: skip
+    lab.ok("repo", "init")
+    lab.ok("list")
+    there = {"LAB_BACKUP_REPO": str(tmp_path / "two"), "LAB_BACKUP_KEY_FILE": str(tmp_path / "key")}
+    lab.ok("repo", "init", **there)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    lab.ok("list", **there)

@@ -1,4 +1,4 @@
-"""A real OpenBao in memory, with the transit key `transit/lab` and an AppRole that may use it."""
+"""A real OpenBao in memory, with the transit key `transit/lab`, passphrases at `secret/lab` (KV 2) and `old/lab` (KV 1), and an AppRole that may use these."""
 
 import secrets
 import socket
@@ -14,9 +14,12 @@ import hvac
 
 from lab_backup.security.vault import VaultAccess
 
+PASSPHRASE = "correct horse of the bao"
 POLICY = """
 path "transit/encrypt/lab" { capabilities = ["update"] }
 path "transit/decrypt/lab" { capabilities = ["update"] }
+path "secret/data/lab" { capabilities = ["read"] }
+path "old/lab" { capabilities = ["read"] }
 """
 
 
@@ -48,6 +51,10 @@ def openbao(directory: Path) -> Iterator[Bao]:
         root.sys.enable_secrets_engine("transit")
         root.secrets.transit.create_key("lab")
         root.secrets.transit.create_key("other")
+        root.secrets.kv.v2.create_or_update_secret("lab", secret={"passphrase": PASSPHRASE, "number": 7})
+        root.secrets.kv.v2.create_or_update_secret("other", secret={"passphrase": "not yours"})
+        root.sys.enable_secrets_engine("kv", path="old", options={"version": "1"})
+        root.secrets.kv.v1.create_or_update_secret("lab", secret={"passphrase": PASSPHRASE}, mount_point="old")
         root.sys.create_or_update_policy("lab", POLICY)
         root.sys.enable_auth_method("approle")
         root.auth.approle.create_or_update_approle("host", token_policies=["lab"])

@@ -1,7 +1,7 @@
 """Opening the repository that a command works on."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from lab_backup.errors import LabBackupError, UsageError
 from lab_backup.units import parse_size
 
 if TYPE_CHECKING:
-    from lab_backup.repository.keys import Secret
+    from lab_backup.repository.keys import KeyFile, Secret
     from lab_backup.repository.repository import Repository
 
 CACHE = "LAB_BACKUP_CACHE"
@@ -24,6 +24,9 @@ KEY_FILE_VARIABLE = "LAB_BACKUP_KEY_FILE"
 """Environment variable: the key file to open repositories with, where no passphrase is given."""
 TRANSIT_VARIABLE = "LAB_BACKUP_VAULT_TRANSIT"
 """Environment variable: the transit key of Vault (`mount/key`) to open them with, where neither is given."""
+
+KV_VARIABLE = "LAB_BACKUP_VAULT_KV"
+"""Environment variable: where in Vault's KV engine the passphrase is (`mount/path#field`), where none of these is given."""
 
 
 def cache_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
@@ -54,6 +57,36 @@ def _about_cache(directory: Path, error: OSError) -> LabBackupError | None:
     )
 
 
+def given_secret(
+    passphrase_file: Path | None,
+    *,
+    variable: str = VARIABLE,
+    option: str = "--passphrase-file",
+    prompt: str = "Passphrase",
+    read_key: "Callable[[Path], KeyFile] | None" = None,
+) -> "Secret | None":
+    """Return what the user gave to open a repository with, None where that is nothing.
+
+    The first of: the passphrase in `passphrase_file` or `variable`; the key file
+    (read by `read_key`), Vault's transit key, and the passphrase in Vault's KV engine. Raises UsageError, AccessDeniedError, VaultError.
+    """
+    if passphrase_file is not None or os.environ.get(variable):
+        return read_passphrase(passphrase_file, variable=variable, option=option, prompt=prompt)
+    if key_file := os.environ.get(KEY_FILE_VARIABLE):
+        from lab_backup.cli.key_file import read_key_file
+
+        return (read_key or read_key_file)(Path(key_file))
+    if key := os.environ.get(TRANSIT_VARIABLE):
+        from lab_backup.cli.vault import transit
+
+        return transit(key, os.environ)
+    if where := os.environ.get(KV_VARIABLE):
+        from lab_backup.cli import vault
+
+        return vault.passphrase(where, os.environ)
+    return None
+
+
 @contextmanager
 def opened(
     url: str,
@@ -65,28 +98,14 @@ def opened(
 ) -> Iterator["Repository"]:
     """Open the repository at `url`, asking for the passphrase only if it has one: by `prompt`, or from `variable` or `passphrase_file`.
 
-    Where no passphrase is given, the key file that LAB_BACKUP_KEY_FILE names is used.
-
     One that was given in a file or the environment counts even where the repository says that it has none: somebody who can write the
     storage could say so, and read what we write from then on. The engine then refuses.
     """
     from lab_backup.operations.repositories import default_cache_directory, needs_passphrase, open_repository
 
     directory = cache_directory() or default_cache_directory()
-    given = passphrase_file is not None or os.environ.get(variable)
-    key_file = os.environ.get(KEY_FILE_VARIABLE)
-    passphrase: Secret | None = None
-    if given:
-        passphrase = read_passphrase(passphrase_file, variable=variable, option=option, prompt=prompt)
-    elif key_file:
-        from lab_backup.cli.key_file import read_key_file
-
-        passphrase = read_key_file(Path(key_file))
-    elif os.environ.get(TRANSIT_VARIABLE):
-        from lab_backup.cli.vault import transit
-
-        passphrase = transit(os.environ[TRANSIT_VARIABLE], os.environ)
-    elif needs_passphrase(url):
+    passphrase = given_secret(passphrase_file, variable=variable, option=option, prompt=prompt)
+    if passphrase is None and needs_passphrase(url):
         passphrase = read_passphrase(None, variable=variable, option=option, prompt=prompt)
     try:
         repository = open_repository(

@@ -4,13 +4,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lab_backup.errors import UsageError
-from lab_backup.security.vault import VaultAccess, VaultTransit
+from lab_backup.security.vault import VaultAccess, VaultTransit, read_passphrase
 
 _FIRST_LINE = 4096  # bytes; a secret id has 36
 
 
 def transit(path: str, environment: Mapping[str, str]) -> VaultTransit:
     """Return the transit key `path` (`mount/key`) of the Vault that the environment names. Raises UsageError, VaultError."""
+    return VaultTransit(_access(environment), path)
+
+
+def passphrase(where: str, environment: Mapping[str, str]) -> str:
+    """Return the passphrase at `where` (`mount/path#field`) in the KV engine of that Vault. Raises UsageError, VaultError."""
+    return read_passphrase(_access(environment), where)
+
+
+def _access(environment: Mapping[str, str]) -> VaultAccess:
     address = environment.get("VAULT_ADDR") or environment.get("BAO_ADDR")
     if not address:
         raise UsageError(
@@ -27,7 +36,7 @@ def transit(path: str, environment: Mapping[str, str]) -> VaultTransit:
             "Vault needs a token or an AppRole",
             hint="set VAULT_TOKEN, or VAULT_ROLE_ID and VAULT_SECRET_ID or VAULT_SECRET_ID_FILE",
         )
-    access = VaultAccess(
+    return VaultAccess(
         address=address,
         token=token,
         role_id=role_id,
@@ -35,7 +44,6 @@ def transit(path: str, environment: Mapping[str, str]) -> VaultTransit:
         ca=environment.get("VAULT_CACERT") or environment.get("BAO_CACERT") or None,
         namespace=environment.get("VAULT_NAMESPACE") or environment.get("BAO_NAMESPACE") or None,
     )
-    return VaultTransit(access, path)
 
 
 def _secret_id(environment: Mapping[str, str]) -> str | None:

@@ -65,13 +65,13 @@ def _describe(url: str, config: Config) -> RepositoryInfo:
 def init_repository(
     url: str,
     *,
-    passphrase: str | KeyFile | None,
+    passphrase: Secret | None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     compression: str = "zstd:3",
     encryption: bool = True,
     like: Repository | None = None,
 ) -> RepositoryInfo:
-    """Make a repository at `url`, opened by a passphrase or key file.
+    """Make a repository at `url`, opened by a passphrase, a key file or a keeper of keys.
 
     With `like`, equal data gets equal ids as in that repository, so that copies between the two move only missing chunks: it gives the key
     of the ids and the chunk size, no key that decrypts. Raises RepositoryExistsError, UsageError; a place that is not empty is left alone.

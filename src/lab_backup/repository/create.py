@@ -12,7 +12,15 @@ from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, DEFAULT_GRACE, Config, check_chunk_size
 from lab_backup.repository.errors import RepositoryExistsError
 from lab_backup.repository.head import has_traces
-from lab_backup.repository.keys import KeyFile, RepositoryKeys, key_file_slot, passphrase_slot, plain_slot
+from lab_backup.repository.keys import (
+    KeyFile,
+    RepositoryKeys,
+    Secret,
+    keeper_slot,
+    key_file_slot,
+    passphrase_slot,
+    plain_slot,
+)
 from lab_backup.repository.repository import RESERVE, RESERVE_SIZE
 from lab_backup.repository.unlock import KEYS
 from lab_backup.storage.base import NoSpaceError, ObjectExistsError, ObjectNotFoundError, StorageBackend
@@ -21,13 +29,13 @@ from lab_backup.storage.base import NoSpaceError, ObjectExistsError, ObjectNotFo
 def create_repository(
     storage: StorageBackend,
     *,
-    passphrase: str | KeyFile | None,
+    passphrase: Secret | None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     compression: str = "zstd:3",
     grace: int = DEFAULT_GRACE,
     identity: bytes | None = None,
 ) -> Config:
-    """Make a new repository in the empty `storage` and return its config. No passphrase or key file means no encryption.
+    """Make a new repository in the empty `storage` and return its config. No passphrase, key file or keeper of keys means no encryption.
 
     `identity` takes another repository's identity key, so that equal chunks have equal ids in both. Before the object `config` exists there
     is no repository; only its copy comes later. Raises RepositoryExistsError, UsageError where the storage holds something else.
@@ -44,6 +52,8 @@ def create_repository(
         slot = plain_slot(keys, created=created)
     elif isinstance(passphrase, KeyFile):
         slot = key_file_slot(keys, passphrase, repository_id, label="first key file", created=created)
+    elif not isinstance(passphrase, str):
+        slot = keeper_slot(keys, passphrase, repository_id, label="first key", created=created)
     else:
         slot = passphrase_slot(keys, passphrase, repository_id, label="first passphrase", created=created)
     config = Config(

@@ -12,7 +12,7 @@ import typer
 from lab_backup.cli import printing, tables
 from lab_backup.cli.commands.replicate import FROM_VARIABLE
 from lab_backup.cli.exit_codes import ExitCode
-from lab_backup.cli.opening import opened
+from lab_backup.cli.opening import given_secret, opened
 from lab_backup.cli.options import JsonOption, PassphraseFileOption, RepoOption, examples
 from lab_backup.cli.passphrase import NEW_VARIABLE, read_passphrase
 from lab_backup.errors import UsageError
@@ -79,7 +79,7 @@ def init(
     from lab_backup.operations.repositories import init_repository
 
     size = parse_size(chunk_size)
-    passphrase = None if no_encryption else read_passphrase(passphrase_file, confirm=True)
+    passphrase = None if no_encryption else _first_secret(passphrase_file)
     with _other(like, from_passphrase_file) as other:
         info = init_repository(
             url,
@@ -93,6 +93,13 @@ def init(
     if not no_encryption:
         printing.tell("hint", f"print the recovery sheet and lock it away: lab-backup repo recovery-sheet --repo {url}")
     return ExitCode.DONE
+
+
+def _first_secret(passphrase_file: Path | None) -> "Secret":
+    """Return what is to open the new repository: what the environment names, else a passphrase typed twice."""
+    from lab_backup.cli.key_file import new_key_file
+
+    return given_secret(passphrase_file, read_key=new_key_file) or read_passphrase(None, confirm=True)
 
 
 @contextmanager
