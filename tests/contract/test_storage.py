@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from lab_backup.storage.base import (
     InvalidPathError,
@@ -22,6 +23,7 @@ from lab_backup.storage.base import (
 from lab_backup.storage.limited import LimitedStorage
 from lab_backup.storage.local import LocalStorage
 from lab_backup.storage.memory import MemoryStorage
+from lab_backup.storage.metered import MeteredStorage, StorageMetrics
 from lab_backup.storage.rate import RateLimit
 from lab_backup.storage.retry import RetryingStorage
 from lab_backup.storage.s3.storage import S3Storage
@@ -33,6 +35,7 @@ STORES: dict[str, Callable[[Path], StorageBackend]] = {
     "memory": lambda _: MemoryStorage(),
     "retry": lambda folder: RetryingStorage(LocalStorage.create_root(folder / "store")),
     "faulty": lambda _: FaultyStorage(MemoryStorage()),
+    "metered": lambda _: MeteredStorage(MemoryStorage(), StorageMetrics(CollectorRegistry())),
     "limited": lambda _: LimitedStorage(MemoryStorage(), upload=RateLimit(10**12), download=RateLimit(10**12), calls=2),
     "retried": lambda _: RetryingStorage(
         FaultyStorage(

@@ -1,6 +1,7 @@
 """Each command hands on what was asked, prints one object for scripts, and ends with the right status."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,7 +13,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from lab_backup.cli.main import app
-from lab_backup.errors import AmbiguousError, BusyError, TargetExistsError
+from lab_backup.cli.opening import limit_rate
+from lab_backup.errors import AmbiguousError, BusyError, TargetExistsError, UsageError
 from lab_backup.operations.catalogue import BackupSummary, Listing
 from lab_backup.operations.checkpoints import Checkpoint
 from lab_backup.operations.collect import CollectResult
@@ -172,7 +174,7 @@ def test_the_passphrase_and_cache_reach_the_repository(lab: Lab, operations: Ope
     assert result.exit_code == 0
     assert operations.calls["repositories.open_repository"] == (
         ("/r",),
-        {"passphrase": "secret", "cache_directory": Path("/c"), "limit_rate": None},
+        {"passphrase": "secret", "cache_directory": Path("/c"), "limit_rate": None, "metrics": None},
     )
     assert operations.repository.closed
 
@@ -185,6 +187,7 @@ def test_an_open_repository_asks_nothing(lab: Lab, operations: Operations) -> No
         "passphrase": None,
         "cache_directory": default_cache_directory(),
         "limit_rate": None,
+        "metrics": None,
     }
 
 
@@ -193,10 +196,29 @@ def test_the_limit_reaches_the_repository(lab: Lab, operations: Operations, give
     """LAB_BACKUP_LIMIT_RATE is a size for each second."""
     operations.answer("repositories.repository_info", INFO)
     assert lab("repo", "info", "--repo", "/r", LAB_BACKUP_LIMIT_RATE=given).exit_code == 0
-    assert operations.keywords("repositories.open_repository")["limit_rate"] == rate
+    assert operations.keywords("repositories.open_repository")["limit_rate"]() == rate
 
 
-@pytest.mark.parametrize("given", ["0", "fast", "-1MiB"])
+def test_a_limit_in_a_file_changes_with_it(tmp_path: Path) -> None:
+    """The newest limit that can be understood counts; an empty file lifts it, a missing one is a mistake from the start."""
+    file = tmp_path / "rate"
+    with pytest.raises(UsageError, match="cannot be read"):
+        limit_rate({"LAB_BACKUP_LIMIT_RATE": f"@{file}"})
+    rates = []
+    tell = None
+    for number, text in enumerate(["1MiB\n", "2MiB", "fast", "0", "", "3KiB"]):
+        file.write_text(text)
+        os.utime(file, ns=(number, number))
+        tell = tell or limit_rate({"LAB_BACKUP_LIMIT_RATE": f"@{file}"})
+        assert tell is not None
+        rates.append(tell())
+    file.unlink()
+    assert rates == [MiB, 2 * MiB, 2 * MiB, 2 * MiB, None, 3 * KiB]
+    assert tell is not None
+    assert tell() == 3 * KiB
+
+
+@pytest.mark.parametrize("given", ["0", "fast", "-1MiB", "@/"])
 def test_a_limit_that_is_none(lab: Lab, given: str) -> None:
     """What is no size, or lets nothing through, is a mistake of the user's."""
     assert lab("repo", "info", "--repo", "/r", LAB_BACKUP_LIMIT_RATE=given).exit_code == 2

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -64,15 +65,36 @@ def test_changed_while_it_runs() -> None:
         limit.rate = 0
 
 
-def test_a_higher_limit_frees_the_line() -> None:
-    """What was booked at the old rate does not keep the next one waiting."""
+def test_who_waits_already_feels_another_limit() -> None:
+    """A thread that waits for its turn goes on at the new rate, also where there is none any more."""
     clock = Clock()
-    slept: list[float] = []
-    limit = RateLimit(1, burst=0.5, clock=clock, sleep=slept.append)
-    limit.wait(1000)
-    limit.rate = 1000
-    limit.wait(1000)
-    assert slept[1] == pytest.approx(1.5)
+    limit = RateLimit(1, burst=0, clock=clock, sleep=clock.sleep)
+    changes = {105.0: 1000, 106.0: None}
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        if clock.now in changes:
+            limit.rate = changes[clock.now]
+
+    limit = RateLimit(1, burst=0, clock=clock, sleep=sleep)
+    limit.wait(10**6)
+    assert clock.now == 106.0
+
+
+def test_the_rate_is_followed() -> None:
+    """What `follow` says counts a second later at most, and it is not asked more often."""
+    clock = Clock()
+    asked: list[float] = []
+
+    def follow() -> int | None:
+        asked.append(clock.now)
+        return 10 if clock.now < 110 else 1000
+
+    limit = RateLimit(10, follow=follow, burst=0, clock=clock, sleep=clock.sleep)
+    for _ in range(4):
+        limit.wait(275)
+    assert clock.now == pytest.approx(111, abs=1.1)
+    assert min(later - before for before, later in pairwise(asked)) >= 1
 
 
 def test_up_and_down_are_counted_apart() -> None:

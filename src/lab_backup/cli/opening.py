@@ -2,23 +2,28 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab_backup.cli.passphrase import VARIABLE, read_passphrase
+from lab_backup.cli.printing import tell
 from lab_backup.errors import LabBackupError, UsageError
 from lab_backup.units import parse_size
 
 if TYPE_CHECKING:
     from lab_backup.repository.keys import KeyFile, Secret
     from lab_backup.repository.repository import Repository
+    from lab_backup.storage.metered import StorageMetrics
 
 CACHE = "LAB_BACKUP_CACHE"
 """Environment variable: the folder for local copies of indexes, in place of `~/.cache/lab-backup`."""
 
 LIMIT_RATE = "LAB_BACKUP_LIMIT_RATE"
-"""Environment variable: bytes a second, such as `20MiB`, that may go to and come from a storage."""
+"""Environment variable: bytes a second, such as `20MiB`, that may go to and come from a storage; or `@FILE` that says so."""
+
+METRICS = "LAB_BACKUP_METRICS"
+"""Environment variable: a file that gets what the storage was asked and what it took, as Prometheus reads it."""
 
 KEY_FILE_VARIABLE = "LAB_BACKUP_KEY_FILE"
 """Environment variable: the key file to open repositories with, where no passphrase is given."""
@@ -35,15 +40,53 @@ def cache_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
     return Path(given) if given else None
 
 
-def limit_rate(environment: Mapping[str, str]) -> int | None:
-    """Return the bytes a second that the user allows, None for as many as there are. Raises UsageError."""
+def limit_rate(environment: Mapping[str, str]) -> "Callable[[], int | None] | None":
+    """Return what tells the bytes a second that the user allows, None where he sets no limit.
+
+    `@FILE` is read again whenever the file changes: so the limit of a running command can be changed. A file that cannot be read or understood
+    later leaves the limit as it was; an empty one lifts it. Raises UsageError for what is no limit from the start.
+    """
     given = environment.get(LIMIT_RATE)
     if not given:
         return None
-    rate = parse_size(given)
+    if given.startswith("@"):
+        return RateFile(Path(given[1:])).rate
+    rate = _parse_rate(given)
+    return lambda: rate
+
+
+def _parse_rate(text: str) -> int:
+    rate = parse_size(text)
     if rate <= 0:
-        raise UsageError(f"{LIMIT_RATE}={given} would let nothing through", hint="write such as 20MiB")
+        raise UsageError(f"{LIMIT_RATE}={text} would let nothing through", hint="write such as 20MiB")
     return rate
+
+
+class RateFile:
+    """A file whose first line says how many bytes a second may pass."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file. Raises UsageError where it cannot be read or understood."""
+        self._path = path
+        try:
+            self._changed = path.stat().st_mtime_ns
+            self._rate = self._read()
+        except OSError as error:
+            raise UsageError(f"the file {path} in {LIMIT_RATE} cannot be read: {error.strerror}") from error
+
+    def rate(self) -> int | None:
+        """Return the bytes a second that it says now, None for all."""
+        with suppress(OSError, UsageError):
+            changed = self._path.stat().st_mtime_ns
+            if changed != self._changed:
+                self._rate = self._read()
+                self._changed = changed
+        return self._rate
+
+    def _read(self) -> int | None:
+        with self._path.open(errors="replace") as file:
+            text = file.readline(100).strip()
+        return _parse_rate(text) if text else None
 
 
 def _about_cache(directory: Path, error: OSError) -> LabBackupError | None:
@@ -107,14 +150,39 @@ def opened(
     passphrase = given_secret(passphrase_file, variable=variable, option=option, prompt=prompt)
     if passphrase is None and needs_passphrase(url):
         passphrase = read_passphrase(None, variable=variable, option=option, prompt=prompt)
+    with _metrics(os.environ.get(METRICS)) as metrics:
+        try:
+            repository = open_repository(
+                url,
+                passphrase=passphrase,
+                cache_directory=directory,
+                limit_rate=limit_rate(os.environ),
+                metrics=metrics,
+            )
+        except OSError as error:
+            explained = _about_cache(directory, error)
+            if explained is None:
+                raise
+            raise explained from error
+        with repository:
+            yield repository
+
+
+@contextmanager
+def _metrics(file: str | None) -> "Iterator[StorageMetrics | None]":
+    """Give metrics, and write them to `file` at the end, whatever happened. Without a file there are none."""
+    if not file:
+        yield None
+        return
+    from prometheus_client import CollectorRegistry, write_to_textfile
+
+    from lab_backup.storage.metered import StorageMetrics
+
+    registry = CollectorRegistry()
     try:
-        repository = open_repository(
-            url, passphrase=passphrase, cache_directory=directory, limit_rate=limit_rate(os.environ)
-        )
-    except OSError as error:
-        explained = _about_cache(directory, error)
-        if explained is None:
-            raise
-        raise explained from error
-    with repository:
-        yield repository
+        yield StorageMetrics(registry)
+    finally:
+        try:
+            write_to_textfile(file, registry)
+        except OSError as error:
+            tell("warning", f"the metrics cannot be written to {file}: {error.strerror}")

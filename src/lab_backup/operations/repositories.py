@@ -1,9 +1,11 @@
 """Making, opening and describing repositories, and the ways to unlock them."""
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from platformdirs import user_cache_path
@@ -20,6 +22,9 @@ from lab_backup.repository.unlock import KEYS, read_slots
 from lab_backup.storage.address import open_storage
 from lab_backup.storage.limited import LimitedStorage
 from lab_backup.storage.rate import RateLimit
+
+if TYPE_CHECKING:
+    from lab_backup.storage.metered import StorageMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +120,24 @@ def default_cache_directory() -> Path:
 
 
 def open_repository(
-    url: str, *, passphrase: Secret | None, cache_directory: Path | None = None, limit_rate: int | None = None
+    url: str,
+    *,
+    passphrase: Secret | None,
+    cache_directory: Path | None = None,
+    limit_rate: Callable[[], int | None] | None = None,
+    metrics: "StorageMetrics | None" = None,
 ) -> Repository:
-    """Open the repository at `url`; the caller closes it. `limit_rate`: bytes a second, up and down each.
+    """Open the repository at `url`; the caller closes it.
+
+    `limit_rate` is asked every second for the bytes a second that may go up, and as many down; None: all. Calls of the storage are counted in
+    `metrics`.
 
     Raises NotARepositoryError, WrongKeyError, DamagedError.
     """
-    storage = open_storage(url)
+    storage = open_storage(url, metrics=metrics)
     if limit_rate is not None:
-        storage = LimitedStorage(storage, upload=RateLimit(limit_rate), download=RateLimit(limit_rate))
+        up, down = (RateLimit(limit_rate(), follow=limit_rate) for _ in range(2))
+        storage = LimitedStorage(storage, upload=up, download=down)
     try:
         return engine.open_repository(
             storage, passphrase=passphrase, cache_directory=cache_directory or default_cache_directory()

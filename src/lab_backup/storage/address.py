@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from lab_backup.errors import UsageError
@@ -9,25 +10,28 @@ from lab_backup.storage.base import StorageBackend
 from lab_backup.storage.local import LocalStorage
 from lab_backup.storage.retry import RetryingStorage
 
+if TYPE_CHECKING:
+    from lab_backup.storage.metered import StorageMetrics
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(file):(?=/)", re.IGNORECASE)
 _KNOWN = "a path such as /srv/backups, file:///srv/backups, s3://bucket/prefix, or smb://user@host/share/path"
 
 
-def open_storage(url: str, *, create: bool = False) -> StorageBackend:
+def open_storage(url: str, *, create: bool = False, metrics: "StorageMetrics | None" = None) -> StorageBackend:
     """Open the store at `url`: a path, absolute or relative to the working directory, a `file:` URL (RFC 8089), `s3:` or `smb:`.
 
     With `create`, make its folder where there is none; the folder above must exist, and so must a bucket. A store that holds something
-    already is opened as it is. Passing failures (a file server that restarts) are waited out. Raises UsageError for an address that is none, StorageNotFoundError, StorageAccessError.
+    already is opened as it is. Passing failures (a file server that restarts) are waited out; each attempt is counted in `metrics`. Raises UsageError for an address that is none, StorageNotFoundError, StorageAccessError.
     """
     if url.lower().startswith("s3://"):
-        return _open_bucket(url)
+        return _open_bucket(url, metrics)
     if url.lower().startswith("smb://"):
-        return _open_share(url, create=create)
+        return _open_share(url, metrics, create=create)
     path = local_path(url)
-    return RetryingStorage(LocalStorage.create_root(path) if create else LocalStorage(path))
+    return _wrapped(LocalStorage.create_root(path) if create else LocalStorage(path), metrics)
 
 
-def _open_bucket(url: str) -> StorageBackend:
+def _open_bucket(url: str, metrics: "StorageMetrics | None") -> StorageBackend:
     # boto3 takes half a second to import, which no other storage should pay for.
     from lab_backup.storage.s3.address import parse  # noqa: PLC0415
     from lab_backup.storage.s3.storage import S3Storage  # noqa: PLC0415
@@ -42,7 +46,7 @@ def _open_bucket(url: str) -> StorageBackend:
         lock_mode=address.lock_mode,
         concurrency=address.concurrency,
     )
-    storage = RetryingStorage(bucket)
+    storage = _wrapped(bucket, metrics)
     try:
         next(storage.list("config"), None)  # whether there is such a bucket, and we may look into it
     except BaseException:
@@ -51,7 +55,7 @@ def _open_bucket(url: str) -> StorageBackend:
     return storage
 
 
-def _open_share(url: str, *, create: bool) -> StorageBackend:
+def _open_share(url: str, metrics: "StorageMetrics | None", *, create: bool) -> StorageBackend:
     from lab_backup.storage.smb import SMBStorage  # noqa: PLC0415  as above
     from lab_backup.storage.smb.address import parse  # noqa: PLC0415
 
@@ -70,7 +74,15 @@ def _open_share(url: str, *, create: bool) -> StorageBackend:
         concurrency=address.concurrency,
         create=create,
     )
-    return RetryingStorage(share)
+    return _wrapped(share, metrics)
+
+
+def _wrapped(storage: StorageBackend, metrics: "StorageMetrics | None") -> StorageBackend:
+    if metrics is not None:
+        from lab_backup.storage.metered import MeteredStorage  # noqa: PLC0415  as above
+
+        storage = MeteredStorage(storage, metrics)
+    return RetryingStorage(storage)
 
 
 def local_path(url: str) -> Path:

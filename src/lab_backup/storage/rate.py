@@ -4,29 +4,37 @@ import threading
 import time
 from collections.abc import Callable
 
+_LOOK = 1.0  # seconds: how soon a change of the rate is felt by those who wait
+_NOTHING = 1e-9  # seconds that no clock tells apart
+
 
 class RateLimit:
     """At most `rate` bytes a second on average, None for no limit. Thread-safe.
 
-    A virtual line: each request books the time that its bytes take, behind all that was booked before, and waits until its turn. So however
-    many threads ask, together they stay below the rate, and none starves. What was not used for longer than `burst` seconds is lost.
+    A line of bytes: each request takes its place behind all that came before, and waits until the line has moved past its end. So however
+    many threads ask, together they stay below the rate, and none starves. Another rate moves the whole line faster or slower from then on.
+    What was not used for longer than `burst` seconds is lost.
     """
 
     def __init__(
         self,
         rate: int | None,
         *,
+        follow: Callable[[], int | None] | None = None,
         burst: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Begin with `rate` bytes a second. `sleep` waits for that many seconds."""
+        """Begin with `rate` bytes a second. `follow`, where given, is asked for the rate every second. `sleep` waits for that many seconds."""
         self._lock = threading.Lock()
         self._burst = burst
         self._clock = clock
         self._sleep = sleep
-        self._free_at = clock() - burst  # when the line is free for who comes next
+        self._follow = follow
         self._rate = _checked(rate)
+        self._taken = 0.0  # where the line ends, in bytes from its first
+        self._passed = 0.0 if rate is None else burst * rate  # how far it has moved, at the time `_at`
+        self._at = self._asked = clock()
 
     @property
     def rate(self) -> int | None:
@@ -36,21 +44,34 @@ class RateLimit:
     @rate.setter
     def rate(self, value: int | None) -> None:
         with self._lock:
+            self._move()
             self._rate = _checked(value)
-            # What was booked at the old rate counts for no more than a burst: a higher limit helps at once.
-            self._free_at = min(self._free_at, self._clock() + self._burst)
 
     def wait(self, count: int) -> None:
-        """Book `count` bytes and return when it is their turn."""
+        """Take a place for `count` bytes and return when they may have passed."""
         with self._lock:
-            if self._rate is None:
-                return
-            now = self._clock()
-            start = max(self._free_at, now - self._burst)
-            self._free_at = start + count / self._rate
-            delay = self._free_at - now
-        if delay > 0:
-            self._sleep(delay)
+            self._move()
+            self._taken += count
+            end = self._taken
+        while (delay := self._delay(end)) > _NOTHING:
+            self._sleep(min(delay, _LOOK))
+
+    def _delay(self, end: float) -> float:
+        with self._lock:
+            self._move()
+            if self._follow is not None and self._at - self._asked >= _LOOK:
+                self._asked = self._at
+                self._rate = _checked(self._follow())
+            return 0.0 if self._rate is None else (end - self._passed) / self._rate
+
+    def _move(self) -> None:
+        now = self._clock()
+        if self._rate is None:
+            self._passed = self._taken
+        else:
+            self._passed += (now - self._at) * self._rate
+            self._passed = min(self._passed, self._taken + self._burst * self._rate)
+        self._at = now
 
 
 def _checked(rate: int | None) -> int | None:
