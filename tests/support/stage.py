@@ -19,7 +19,7 @@ from lab_backup.blocks import Buffer
 from lab_backup.extent import Extent
 from lab_backup.operations.catalogue import BackupSummary
 from lab_backup.operations.collect import collect
-from lab_backup.repository import check, create, disk_writer, packer, reader, repository
+from lab_backup.repository import check, create, disk_writer, packer, reader, repository, staged
 from lab_backup.repository.cache import IndexCache
 from lab_backup.repository.collect import Result
 from lab_backup.repository.create import create_repository
@@ -69,7 +69,7 @@ class InlineExecutor:
 
 def single_threaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the engine work without threads, with small packs, and merge its index early."""
-    for module in (check, disk_writer, packer, reader, repository):
+    for module in (check, disk_writer, packer, reader, repository, staged):
         monkeypatch.setattr(module, "ThreadPoolExecutor", InlineExecutor)
     small_packs(monkeypatch)
     for module in (create, repository):

@@ -29,7 +29,7 @@ class Clock:
         self.now += seconds
 
 
-@given(rate=st.integers(1, 10**9), counts=st.lists(st.integers(0, 10**9), min_size=1, max_size=30))
+@given(rate=st.integers(10**7, 10**9), counts=st.lists(st.integers(0, 10**9), min_size=1, max_size=30))
 def test_the_average_is_kept(rate: int, counts: list[int]) -> None:
     """However the bytes are cut, they take as long as the rate says, but for the burst."""
     clock = Clock()

@@ -27,7 +27,8 @@ from lab_backup.repository.live_set import LiveSet
 from lab_backup.repository.manifest import Entry as ManifestEntry
 from lab_backup.repository.marks import Verification
 from lab_backup.repository.pack import Entry, PackInfo, PackKind
-from lab_backup.repository.reader import Reader, ranges
+from lab_backup.repository.ranges import ranges
+from lab_backup.repository.reader import Reader
 from lab_backup.repository.repository import (
     CONDEMNED,
     DAMAGED,
@@ -38,6 +39,7 @@ from lab_backup.repository.repository import (
     PackList,
     Repository,
 )
+from lab_backup.repository.staged import staged
 from lab_backup.repository.unlock import KEYS
 from lab_backup.repository.untrusted_json import parse
 from lab_backup.repository.walk import Walk
@@ -218,24 +220,37 @@ class Checker:
         if share <= 0:
             return
         chosen = [place for place in batch if share >= 1 or _in_share(place.entry.id, share, day)]
-        requests = list(ranges(chosen))
-        with ThreadPoolExecutor(default_threads(), thread_name_prefix="verify") as pool:
-            for count, size, bad in pool.map(lambda request: self._read_request(*request), requests):
-                self._report.read += count
-                self._report.bytes_read += size
-                self._bad_blobs.update(bad)
+        requests = staged(
+            ranges(chosen),
+            self._fetch_request,
+            self._check_request,
+            fetchers=self._repository.storage.concurrency,
+            workers=default_threads(),
+        )
+        for (_, entries), bad in requests:
+            self._report.read += len(entries)
+            self._report.bytes_read += sum(entry.stored for entry in entries)
+            self._bad_blobs.update(bad)
 
-    def _read_request(
-        self, number: int, entries: list[Entry]
-    ) -> tuple[int, int, dict[bytes, tuple[str, bool, int | None]]]:
-        places = [Location(number, entry) for entry in entries]
-        size = sum(entry.stored for entry in entries)
+    def _fetch_request(self, request: tuple[int, list[Entry]]) -> bytes | None:
         try:
-            for _ in self._reader.read_blobs(places, PackKind.DATA):
-                pass
+            return self._reader.fetch_range(*request)
+        except ChunkMissingError:
+            return None
+
+    def _check_request(
+        self, request: tuple[int, list[Entry]], data: bytes | None
+    ) -> dict[bytes, tuple[str, bool, int | None]]:
+        """Return what is bad among the blobs of a request; None where its pack is gone."""
+        number, entries = request
+        try:
+            if data is not None:
+                for _ in self._reader.decrypt_range(number, entries, data, PackKind.DATA):
+                    pass
+                return {}
         except DamagedError:
-            return len(places), size, self._one_by_one(places, PackKind.DATA)
-        return len(places), size, {}
+            pass  # which of them it is, and whether it was only on its way, is seen one by one
+        return self._one_by_one([Location(number, entry) for entry in entries], PackKind.DATA)
 
     def _one_by_one(self, places: list[Location], kind: PackKind) -> dict[bytes, tuple[str, bool, int | None]]:
         bad: dict[bytes, tuple[str, bool, int | None]] = {}
@@ -274,15 +289,22 @@ class Checker:
 
     def _check_tables(self) -> None:
         """Read header and table of contents of every pack: what a lost index would be rebuilt from."""
-        for number, info in list(self._repository.cache.packs()):
-            if number in self._bad_packs or self._sizes.get(info.path) != info.size:
-                continue
-            try:
-                self._reader.pack_table(info)
-            except RepositoryError as error:
-                self._report.damage.append(Damage(str(error), missing=False, pack=info.id.hex()))
-            except ObjectNotFoundError:
-                continue
+        packs = [
+            info
+            for number, info in self._repository.cache.packs()
+            if number not in self._bad_packs and self._sizes.get(info.path) == info.size
+        ]
+        with ThreadPoolExecutor(self._repository.storage.concurrency, thread_name_prefix="verify") as pool:
+            self._report.damage.extend(damage for damage in pool.map(self._check_table, packs) if damage is not None)
+
+    def _check_table(self, info: PackInfo) -> Damage | None:
+        try:
+            self._reader.pack_table(info)
+        except RepositoryError as error:
+            return Damage(str(error), missing=False, pack=info.id.hex())
+        except ObjectNotFoundError:
+            return None
+        return None
 
     # --- what it means ---
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from lab_backup.blocks import BlockWriter, Buffer
@@ -17,17 +18,17 @@ from lab_backup.repository.disk_writer import default_threads
 from lab_backup.repository.errors import ChunkCorruptError, ChunkMissingError, DamagedError
 from lab_backup.repository.manifest import DiskEntry, FileEntry
 from lab_backup.repository.manifest import Entry as ManifestEntry
+from lab_backup.repository.node_blocks import NodeBlocks
 from lab_backup.repository.pack import ENTRY, Entry, PackInfo, PackKind
 from lab_backup.repository.pack_table import read_table
+from lab_backup.repository.ranges import ranges
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.tree import FAN_OUT, MAX_NODE, TreeReader, TreeRef, check_end, decode_node
 from lab_backup.storage.base import ObjectNotFoundError
-from lab_backup.units import KiB, MiB
+from lab_backup.units import MiB
 
-# Two blobs this close together are fetched by one request: reading a little too much is cheaper than asking again.
-MAX_GAP = 64 * KiB
-MAX_RANGE = 16 * MiB  # one request; with a thread each, 64 MiB at most are in flight on four cores
 SLICE = 8 * MiB  # of a disk, the unit of work of a restore: a leaf of the default chunk size
+GROUP = 4  # slices that are asked for together: who wrote them had several threads, so their chunks lie mixed
 RELOAD_AGAIN = 600.0  # seconds; what is missing after the index was loaded anew is hardly there a moment later
 MAX_FILE = 64 * MiB  # configuration files are held in memory
 
@@ -66,6 +67,23 @@ class _Slice(NamedTuple):
         )
 
 
+class _Plan(NamedTuple):
+    """The chunks of a slice: where on the disk each belongs, where it is stored, and how often the index had been loaded when we looked."""
+
+    part: _Slice
+    places: dict[bytes, list[int]]
+    wanted: dict[bytes, Location]
+    seen: int
+
+
+class _Range(NamedTuple):
+    """A part of a pack that is on its way: its entries, by their ids, and its bytes as they are stored."""
+
+    number: int
+    entries: list[Entry]
+    data: Future[bytes]
+
+
 class Reader:
     """Reads from one repository. Thread-safe."""
 
@@ -78,6 +96,7 @@ class Reader:
         ] = {}  # where a blob should have been, before it was found elsewhere or not at all
         self._reloads = 0
         self._reload_after = 0.0
+        self._nodes = NodeBlocks(repository.storage)
         # Large chunks make several slices of one leaf.
         self._leaf = lru_cache(maxsize=64)(lambda identity: decode_node(self.node(identity), 0))
 
@@ -142,17 +161,24 @@ class Reader:
         Raises DamagedError; storage errors pass through.
         """
         for number, entries in ranges(locations):
-            info, _ = self._repository.cipher(number)
-            start = entries[0].offset
-            length = entries[-1].offset + entries[-1].stored - start
-            try:
-                data = self._repository.storage.read(info.path, start, length)
-            except ObjectNotFoundError as error:
-                raise ChunkMissingError(f"pack {info.id.hex()} is gone", hint="run: lab-backup verify") from error
-            view = memoryview(data)
-            for entry in entries:
-                at = entry.offset - start
-                yield self._decrypt(number, entry, view[at : at + entry.stored], kind)
+            yield from self.decrypt_range(number, entries, self.fetch_range(number, entries), kind)
+
+    def fetch_range(self, number: int, entries: list[Entry]) -> bytes:
+        """Return the bytes of a pack from the first to the last of `entries`, as they are stored. Raises ChunkMissingError."""
+        info, _ = self._repository.cipher(number)
+        start = entries[0].offset
+        length = entries[-1].offset + entries[-1].stored - start
+        try:
+            return self._repository.storage.read(info.path, start, length)
+        except ObjectNotFoundError as error:
+            raise ChunkMissingError(f"pack {info.id.hex()} is gone", hint="run: lab-backup verify") from error
+
+    def decrypt_range(self, number: int, entries: list[Entry], data: bytes, kind: PackKind) -> Iterator[Blob]:
+        """Yield the blobs in what `fetch_range` returned, checked, in order. Raises DamagedError."""
+        view = memoryview(data)
+        for entry in entries:
+            at = entry.offset - entries[0].offset
+            yield self._decrypt(number, entry, view[at : at + entry.stored], kind)
 
     def read_anywhere(self, wanted: dict[bytes, Location], kind: PackKind) -> Iterator[Blob]:
         """Read blobs; those that cannot be read where they are said to be, from wherever else they can."""
@@ -186,9 +212,14 @@ class Reader:
         location = self._locate(blob_id, "tree node")
         if location.entry.raw > MAX_NODE:
             raise ChunkCorruptError(f"tree node {blob_id.hex()[:16]} is larger than a node can be")
-        for blob in self.read_anywhere({blob_id: location}, PackKind.TREE):
-            return bytes(blob.data)
-        raise AssertionError
+        info, entry = self._repository.cache.pack(location.pack), location.entry
+        seen = self._reloads
+        try:
+            stored = self._nodes.read(info.path, entry.offset, entry.stored)
+            return bytes(self._decrypt(location.pack, entry, stored, PackKind.TREE).data)
+        except (DamagedError, ObjectNotFoundError):
+            self._nodes.forget(info.path, entry.offset, entry.stored)
+            return bytes(self._read_elsewhere(blob_id, PackKind.TREE, seen).data)
 
     def tree(self, tree: TreeRef) -> TreeReader:
         """Return a look into a stored tree."""
@@ -225,6 +256,12 @@ class Reader:
         return self._read_slice(tree, _Slice(leaf, identity, first, stop))
 
     def _read_slice(self, tree: TreeRef, part: "_Slice") -> list[Piece]:
+        plan = self._plan(tree, part)
+        return _in_places(plan, self.read_anywhere(plan.wanted, PackKind.DATA))
+
+    def _plan(self, tree: TreeRef, part: "_Slice") -> "_Plan":
+        """Find out which chunks belong there. Raises DamagedError where the list or the index lies."""
+        seen = self._reloads
         places: dict[bytes, list[int]] = {}
         lengths: dict[bytes, int] = {}
         wanted: dict[bytes, Location] = {}
@@ -241,12 +278,25 @@ class Reader:
                         f"chunk {chunk.hex()[:16]} has {location.entry.raw} bytes where {length} belong"
                     )
                 wanted[chunk] = location
-        pieces = [
-            Piece(offset, blob.data)
-            for blob in self.read_anywhere(wanted, PackKind.DATA)
-            for offset in places[blob.entry.id]
-        ]
-        return sorted(pieces)
+        return _Plan(part, places, wanted, seen)
+
+    def _decode(self, plan: "_Plan", under_way: list["_Range"]) -> list[Piece]:
+        """Return the slice's chunks, checked, out of what is on its way; what is bad there, from wherever else it can be read."""
+        return _in_places(plan, self._decoded(plan, under_way))
+
+    def _decoded(self, plan: "_Plan", under_way: list["_Range"]) -> Iterator[Blob]:
+        left = dict(plan.wanted)
+        for number, entries, future in under_way:
+            with suppress(DamagedError):
+                view = memoryview(future.result())
+                for entry in entries:
+                    if entry.id in left:
+                        at = entry.offset - entries[0].offset
+                        blob = self._decrypt(number, entry, view[at : at + entry.stored], PackKind.DATA)
+                        del left[entry.id]
+                        yield blob
+        for blob_id in left:
+            yield self._read_elsewhere(blob_id, PackKind.DATA, plan.seen)
 
     def allocated(self, entry: ManifestEntry) -> Iterator[Extent]:
         """Yield the runs of the disk that are not zero, in whole chunks, ascending. Raises DamagedError."""
@@ -271,9 +321,9 @@ class Reader:
 
         buffers = threading.local()
 
-        def write_slice(part: _Slice) -> int:
-            start, end = part.span(tree)
-            pieces = self._read_slice(tree, part)
+        def write_slice(plan: _Plan, under_way: list[_Range]) -> int:
+            start, end = plan.part.span(tree)
+            pieces = self._decode(plan, under_way)
             if not hasattr(buffers, "view"):
                 buffers.view = memoryview(aligned_buffer(max(SLICE, tree.chunk_size)))
             with gate:
@@ -293,7 +343,7 @@ class Reader:
                 advance(end - start)
 
         at = 0
-        for part, size in self._in_order(self._slices(tree, 0, tree.size), write_slice, threads):
+        for part, size in self._in_order(tree, self._slices(tree, 0, tree.size), write_slice, threads):
             start, at = at, part.span(tree)[1]
             zeroes(start, at - size)
             advance(size)
@@ -305,9 +355,7 @@ class Reader:
         """Yield the chunks that touch [start, end) and are not zero, whole and in order; read ahead in parallel."""
         tree = entry.tree
         stop = tree.size if end is None else min(end, tree.size)
-        for _, pieces in self._in_order(
-            self._slices(tree, start, stop), lambda part: self._read_slice(tree, part), threads
-        ):
+        for _, pieces in self._in_order(tree, self._slices(tree, start, stop), self._decode, threads):
             for piece in pieces:
                 if piece.offset < stop and piece.offset + len(piece.data) > start:
                     yield piece
@@ -323,23 +371,39 @@ class Reader:
                 if begin < end and begin < stop and end > start:
                     yield part
 
-    @staticmethod
     def _in_order(
-        parts: Iterable["_Slice"], work: Callable[["_Slice"], R], threads: int | None
+        self,
+        tree: TreeRef,
+        parts: Iterable["_Slice"],
+        work: Callable[["_Plan", list["_Range"]], R],
+        threads: int | None,
     ) -> Iterator[tuple["_Slice", R]]:
+        """Yield what `work` makes of each part, in order. Meanwhile the storage is asked for the next ones, by as many threads as keep it busy."""
         count = threads or default_threads()
-        with ThreadPoolExecutor(count, thread_name_prefix="read") as pool:
+        stream = iter(parts)
+        with (
+            ThreadPoolExecutor(self._repository.storage.concurrency, thread_name_prefix="fetch") as fetching,
+            ThreadPoolExecutor(count, thread_name_prefix="read") as working,
+        ):
             window: deque[tuple[_Slice, Future[R]]] = deque()
             try:
-                for part in parts:
-                    window.append((part, pool.submit(work, part)))
-                    if len(window) > count + 1:
-                        first, future = window.popleft()
-                        yield first, future.result()
+                while plans := [self._plan(tree, part) for part in islice(stream, GROUP)]:
+                    wanted = {chunk: location for plan in plans for chunk, location in plan.wanted.items()}
+                    under_way = [
+                        _Range(number, entries, fetching.submit(self.fetch_range, number, entries))
+                        for number, entries in ranges(wanted.values())
+                    ]
+                    for plan in plans:
+                        own = [found for found in under_way if any(entry.id in plan.wanted for entry in found.entries)]
+                        window.append((plan.part, working.submit(work, plan, own)))
+                    while len(window) > GROUP + count:
+                        part, future = window.popleft()
+                        yield part, future.result()
                 while window:
-                    first, future = window.popleft()
-                    yield first, future.result()
+                    part, future = window.popleft()
+                    yield part, future.result()
             finally:
+                fetching.shutdown(wait=False, cancel_futures=True)
                 for _, future in window:
                     future.cancel()
 
@@ -351,6 +415,10 @@ class Reader:
         for piece in self.read_disk(entry, threads=1):
             data[piece.offset : piece.offset + len(piece.data)] = piece.data
         return bytes(data)
+
+
+def _in_places(plan: _Plan, blobs: Iterable[Blob]) -> list[Piece]:
+    return sorted(Piece(offset, blob.data) for blob in blobs for offset in plan.places[blob.entry.id])
 
 
 def _joined(pieces: Iterable[Piece], buffer: memoryview) -> Iterator[Piece]:
@@ -366,22 +434,3 @@ def _joined(pieces: Iterable[Piece], buffer: memoryview) -> Iterator[Piece]:
         length += len(piece.data)
     if length:
         yield Piece(offset, buffer[:length])
-
-
-def ranges(locations: Iterable[Location]) -> Iterator[tuple[int, list[Entry]]]:
-    """Group places into requests: (pack, entries in order), close neighbours together, none over 16 MiB unless a single blob is."""
-    held: list[Entry] = []
-    number = -1
-    for location in sorted(locations, key=lambda location: (location.pack, location.entry.offset)):
-        entry = location.entry
-        if held and (
-            location.pack != number
-            or entry.offset - (held[-1].offset + held[-1].stored) > MAX_GAP
-            or entry.offset + entry.stored - held[0].offset > MAX_RANGE
-        ):
-            yield number, held
-            held = []
-        number = location.pack
-        held.append(entry)
-    if held:
-        yield number, held
