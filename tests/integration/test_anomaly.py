@@ -9,7 +9,7 @@ import pytest
 from lab_backup.operations.lifecycle import unprotect
 from lab_backup.operations.prune import prune
 from lab_backup.policy.retention import Policy
-from lab_backup.repository import disk_writer
+from lab_backup.repository import chunk_store
 from lab_backup.repository.backups import Backups
 from lab_backup.repository.repository import Repository
 from lab_backup.storage.memory import MemoryStorage
@@ -21,7 +21,7 @@ CHUNKS = 100
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
     """Return a repository in memory; of so few chunks each is sampled."""
-    monkeypatch.setattr(disk_writer, "SAMPLE_ONE_IN", 1)
+    monkeypatch.setattr(chunk_store, "SAMPLE_ONE_IN", 1)
     with new_repository(MemoryStorage(), tmp_path) as opened:
         yield opened
 

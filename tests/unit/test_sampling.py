@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lab_backup.cli.commands.verify import parse_cover
 from lab_backup.errors import UsageError
 from lab_backup.repository.check import _in_share
-from lab_backup.repository.disk_writer import entropy
+from lab_backup.repository.chunk_store import entropy
 
 
 @given(blob=st.binary(min_size=32, max_size=32), days=st.integers(1, 400), first=st.integers(0, 40000))

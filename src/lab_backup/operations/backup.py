@@ -15,7 +15,7 @@ from lab_backup.operations.lifecycle import who
 from lab_backup.operations.progress import Progress, Silent
 from lab_backup.policy.anomaly import HISTORY, MIN_CHANGE, Profile, judge
 from lab_backup.repository.backups import Backup, Backups
-from lab_backup.repository.disk_writer import Counts
+from lab_backup.repository.chunk_store import Counts
 from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.manifest import VERSION, DiskEntry, Manifest, SourceInfo, Statistics
 from lab_backup.repository.reader import Reader

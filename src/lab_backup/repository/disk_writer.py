@@ -4,20 +4,17 @@ The unit of work is a leaf, 64 consecutive chunks. A few threads take leaves in 
 what is new. Every long step (reading, BLAKE3, zstd, AES) runs without the interpreter's lock, so plain threads fill the cores.
 """
 
-import math
 import os
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
 from lab_backup.blocks import BlockReader
 from lab_backup.extent import Extent
-from lab_backup.repository.pack import PackKind
-from lab_backup.repository.packer import Packer
+from lab_backup.repository.chunk_store import ChunkStore, Counts
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.tree import FAN_OUT, Child, TreeBuilder, TreeReader, TreeRef, encode_node
 from lab_backup.units import MiB
@@ -25,10 +22,6 @@ from lab_backup.units import MiB
 # One request to a source: measured best on NBD, and small enough to stay in the processor's cache while it is worked on.
 READ_SIZE = 1 * MiB
 MAX_THREADS = 8
-# What tells encrypted data from other: 1 KiB from the middle of one new chunk in 64 (ids are random). That is well below 1 % of the
-# time that compressing the 64 takes.
-SAMPLE_ONE_IN = 64
-SAMPLE_BYTES = 1024
 
 
 def default_threads() -> int:
@@ -36,47 +29,11 @@ def default_threads() -> int:
     return min(len(os.sched_getaffinity(0)) + 1, MAX_THREADS)
 
 
-@dataclass(slots=True)
-class Counts:
-    """What happened to a disk's chunks. Bytes read from the source, bytes stored (compressed, encrypted)."""
-
-    bytes_read: int = 0
-    bytes_stored: int = 0
-    chunks_new: int = 0
-    chunks_reused: int = 0
-    bytes_new: int = 0  # of the new chunks, before compression
-    bytes_new_stored: int = 0
-    sampled: int = 0
-    entropy_sum: float = 0.0
-
-    @property
-    def entropy(self) -> float | None:
-        """The mean entropy of the sampled chunks, in bits a byte; None where none was sampled."""
-        return round(self.entropy_sum / self.sampled, 3) if self.sampled else None
-
-    def add(self, other: "Counts") -> None:
-        """Take `other` in."""
-        self.bytes_read += other.bytes_read
-        self.bytes_stored += other.bytes_stored
-        self.chunks_new += other.chunks_new
-        self.chunks_reused += other.chunks_reused
-        self.bytes_new += other.bytes_new
-        self.bytes_new_stored += other.bytes_new_stored
-        self.sampled += other.sampled
-        self.entropy_sum += other.entropy_sum
-
-
 class Leaf(NamedTuple):
     """Work on the leaf `number`: runs of chunks to read, as (first chunk, end chunk, zero), numbered within the disk."""
 
     number: int
     runs: list[tuple[int, int, bool]]
-
-
-def entropy(data: memoryview) -> float:
-    """Return the entropy of the bytes of `data`, in bits a byte, from 0 to 8."""
-    length = len(data)
-    return math.log2(length) - sum(count * math.log2(count) for count in Counter(bytes(data)).values()) / length
 
 
 def chunk_runs(extents: Iterable[Extent], chunk_size: int, size: int) -> Iterator[tuple[int, int, bool]]:
@@ -142,15 +99,14 @@ def leaves(runs: Iterable[tuple[int, int, bool]]) -> Iterator[Leaf]:
 
 
 class DiskWriter:
-    """Writes disks through one packer. Use from one thread; it has its own."""
+    """Writes disks into one backup. Use from one thread; it has its own."""
 
-    def __init__(self, repository: Repository, packer: Packer, *, threads: int | None = None) -> None:
+    def __init__(self, repository: Repository, store: ChunkStore, *, threads: int | None = None) -> None:
         """Compress on `threads` threads (by default one a core and one more)."""
         self._repository = repository
-        self._packer = packer
+        self._store = store
         self._threads = threads or default_threads()
         self._zero_ids: dict[int, bytes] = {}
-        self.used_packs: set[int] = set()  # packs, not made here, that what was written so far relies on
 
     def write(
         self,
@@ -170,10 +126,10 @@ class DiskWriter:
         chunk_size = parent.tree.chunk_size if parent else self._repository.config.chunk_size
         tree = TreeRef(reader.size, chunk_size, None)
         counts = Counts()
-        builder = TreeBuilder(tree, parent, lambda node: self._store_node(node, counts))
+        builder = TreeBuilder(tree, parent, lambda node: self._store.node(node, counts))
         work = leaves(chunk_runs(changed, chunk_size, reader.size))
         gate = threading.BoundedSemaphore(max(1, reader.readers))
-        job = _LeafJob(self._repository, self._packer, reader, tree, parent, gate, self._zero_id)
+        job = _LeafJob(self._store, reader, tree, parent, gate, self._is_zero)
         with ThreadPoolExecutor(self._threads, thread_name_prefix="chunk") as pool:
             window: deque[Future[_LeafDone]] = deque()
             try:
@@ -193,27 +149,16 @@ class DiskWriter:
 
     def _collect(self, done: "_LeafDone", builder: TreeBuilder, counts: Counts, advance: Callable[[int], None]) -> None:
         counts.add(done.counts)
-        self.used_packs |= done.used_packs
-        identity = None if done.node is None else self._store_node(done.node, counts)
+        self._store.used_packs |= done.used_packs
+        identity = None if done.node is None else self._store.node(done.node, counts)
         builder.add(done.number, identity)
         advance(done.bytes)
 
-    def _store_node(self, node: bytes, counts: Counts) -> bytes:
-        identity = self._repository.node_id(node)
-        cache = self._repository.cache
-        with cache.snapshot() as get:
-            pack = cache.usable(identity, get(identity))
-        if pack is not None:
-            self.used_packs.add(pack)
-        elif self._packer.claim(identity):
-            counts.bytes_stored += self._packer.store(PackKind.TREE, identity, node)
-        return identity
-
-    def _zero_id(self, length: int) -> bytes:
-        """Return the id of a chunk of `length` zero bytes: comparing ids finds zero chunks at no cost."""
+    def _is_zero(self, identity: bytes, length: int) -> bool:
+        """Whether this is the id of `length` zero bytes: comparing ids finds zero chunks at no cost."""
         if length not in self._zero_ids:
             self._zero_ids[length] = self._repository.chunk_id(bytes(length))
-        return self._zero_ids[length]
+        return identity == self._zero_ids[length]
 
 
 class _LeafDone(NamedTuple):
@@ -229,21 +174,19 @@ class _LeafJob:
 
     def __init__(
         self,
-        repository: Repository,
-        packer: Packer,
+        store: ChunkStore,
         reader: BlockReader,
         tree: TreeRef,
         parent: TreeReader | None,
         gate: threading.BoundedSemaphore,
-        zero_id: Callable[[int], bytes],
+        is_zero: Callable[[bytes, int], bool],
     ) -> None:
-        self._repository = repository
-        self._packer = packer
+        self._store = store
         self._reader = reader
         self._tree = tree
         self._parent = parent
         self._gate = gate
-        self._zero_id = zero_id
+        self._is_zero = is_zero
         self._local = threading.local()
 
     def run(self, leaf: Leaf) -> _LeafDone:
@@ -261,7 +204,7 @@ class _LeafJob:
                 continue
             for start in range(first, end, per_read):
                 stop = min(start + per_read, end)
-                children[start - base : stop - base] = self._store(start, stop, counts, used)
+                children[start - base : stop - base] = self._read(start, stop, counts, used)
         node = encode_node(0, children) if any(child is not None for child in children) else None
         return _LeafDone(leaf.number, node, dealt, counts, used)
 
@@ -271,7 +214,7 @@ class _LeafJob:
             view = self._local.buffer = memoryview(bytearray(max(READ_SIZE, self._tree.chunk_size)))
         return view
 
-    def _store(self, start: int, stop: int, counts: Counts, used: set[int]) -> list[Child]:
+    def _read(self, start: int, stop: int, counts: Counts, used: set[int]) -> list[Child]:
         chunk_size = self._tree.chunk_size
         offset = start * chunk_size
         length = min(stop * chunk_size, self._tree.size) - offset
@@ -280,32 +223,4 @@ class _LeafJob:
             self._reader.read_into(offset, buffer)
         counts.bytes_read += length
         chunks = [buffer[at : at + chunk_size] for at in range(0, length, chunk_size)]
-        chunk_id = self._repository.chunk_id
-        ids: list[Child] = [chunk_id(chunk) for chunk in chunks]
-        cache, packer = self._repository.cache, self._packer
-        new = []
-        with cache.snapshot() as get:
-            for slot, chunk in enumerate(chunks):
-                identity = ids[slot]
-                if identity is None or identity == self._zero_id(len(chunk)):
-                    ids[slot] = None
-                    continue
-                pack = cache.usable(identity, get(identity))
-                if pack is not None:
-                    used.add(pack)
-                    counts.chunks_reused += 1
-                elif packer.claim(identity):
-                    new.append((identity, chunk))
-                else:
-                    counts.chunks_reused += 1
-        for identity, chunk in new:
-            stored = packer.store(PackKind.DATA, identity, chunk)
-            counts.bytes_stored += stored
-            counts.bytes_new_stored += stored
-            counts.bytes_new += len(chunk)
-            counts.chunks_new += 1
-            if identity[-1] % SAMPLE_ONE_IN == 0:
-                middle = len(chunk) // 2
-                counts.entropy_sum += entropy(chunk[middle : middle + SAMPLE_BYTES])
-                counts.sampled += 1
-        return ids
+        return self._store.chunks(chunks, counts, used, is_zero=self._is_zero)

@@ -22,7 +22,8 @@ from lab_backup.extent import Extent
 from lab_backup.repository import manifest as manifests
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.cache import CONDEMNED, DEAD, Location
-from lab_backup.repository.disk_writer import Counts, DiskWriter
+from lab_backup.repository.chunk_store import ChunkStore, Counts
+from lab_backup.repository.disk_writer import DiskWriter
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import ChunkMissingError, DamagedError, LostRaceError, RepositoryError
 from lab_backup.repository.live_set import LiveSet
@@ -88,7 +89,8 @@ class BackupSession:
         self._clock = clock
         self.backup_id = backup_id
         self._packer = Packer(repository, compression=compression)
-        self._disks = DiskWriter(repository, self._packer, threads=threads)
+        self._chunks = ChunkStore(repository, self._packer)
+        self._disks = DiskWriter(repository, self._chunks, threads=threads)
         self._reader = Reader(repository)
         self._backups = Backups(repository)
         self._lease = f"{LEASES}/{backup_id}"
@@ -174,13 +176,7 @@ class BackupSession:
 
         For the thread that owns the session.
         """
-        cache = self._repository.cache
-        with cache.snapshot() as get:
-            pack = cache.usable(blob_id, get(blob_id))
-        if pack is not None:
-            self._disks.used_packs.add(pack)
-            return False
-        return self._packer.claim(blob_id)
+        return not self._chunks.rely_on(blob_id) and self._packer.claim(blob_id)
 
     def store_blob(self, kind: PackKind, blob: Blob) -> int:
         """Store a blob that `needs` asked for; return the bytes that it takes. Any thread may call this."""
@@ -223,7 +219,7 @@ class BackupSession:
                 )
 
     def _used(self) -> set[int]:
-        return self._disks.used_packs | self._packer.packs
+        return self._chunks.used_packs | self._packer.packs
 
     def _rescue(self, numbers: set[int]) -> None:
         """Store all that is only in these condemned packs once more, in packs of our own."""
@@ -237,7 +233,7 @@ class BackupSession:
                     if place is not None and place.pack == number:
                         here.append(Location(number, entry))
                     elif place is not None:
-                        self._disks.used_packs.add(place.pack)  # we rely on that one from now on
+                        self._chunks.used_packs.add(place.pack)  # we rely on that one from now on
                 for blob in self._reader.read_blobs(here, info.kind):
                     if self._packer.claim(blob.entry.id):
                         self._packer.store_packed(info.kind, blob.entry, blob.packed)
@@ -246,7 +242,7 @@ class BackupSession:
                     "data that this backup relied on was removed while it ran", hint="run the backup again"
                 ) from error
         self._packer.flush()
-        self._disks.used_packs -= numbers
+        self._chunks.used_packs -= numbers
         self._packer.packs -= numbers
 
     def _walk_all(self, manifest: Manifest) -> None:
@@ -274,7 +270,7 @@ class BackupSession:
                     if place is None:
                         blobs.add((NOWHERE, identity.hex()))
                     else:
-                        self._disks.used_packs.add(place.pack)
+                        self._chunks.used_packs.add(place.pack)
         if packs or blobs:
             with suppress(StorageError):
                 self._repository.record_damage(packs=packs, blobs=blobs)

@@ -18,7 +18,7 @@ from lab_backup.repository.pack import ID
 FAN_OUT = 64
 _NODE = struct.Struct("<BBQ")  # format, level (0 is a leaf), mask of children that are not zero
 _FORMAT = 1
-MAX_NODE = _NODE.size + FAN_OUT * ID
+MAX_NODE = 4096  # more than a node of a disk or a stream takes
 MAX_LEVELS = 10  # 64**10 chunks are more than 2**60
 
 Child = bytes | None  # an id, or None for a range that reads as zeroes
