@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab_backup.repository.cache import Location
-from lab_backup.repository.node_blocks import BLOCK, KEPT, NodeBlocks
 from lab_backup.repository.pack import Entry
+from lab_backup.repository.pack_blocks import PackBlocks
 from lab_backup.repository.ranges import MAX_GAP, MAX_RANGE, ranges
 from lab_backup.repository.staged import staged
 from lab_backup.storage.base import TransientStorageError
 from lab_backup.storage.memory import MemoryStorage
+
+BLOCK, KEPT = 1000, 5
 
 
 class Counting(MemoryStorage):
@@ -44,7 +46,7 @@ def test_blocks_return_what_is_there(size: int, places: list[tuple[int, int]]) -
     storage = Counting()
     content = bytes(number % 251 for number in range(size))
     storage.upload("packs/a", content)
-    blocks = NodeBlocks(storage)
+    blocks = PackBlocks(storage, size=BLOCK, kept=KEPT)
     for offset, length in places:
         assert blocks.read("packs/a", offset, length) == content[offset : offset + length]
     assert storage.reads <= 6
@@ -54,9 +56,9 @@ def test_a_block_is_read_once_by_many() -> None:
     """Threads that need the same block at once make one request."""
     storage = Counting()
     storage.upload("packs/a", bytes(BLOCK))
-    blocks = NodeBlocks(storage)
+    blocks = PackBlocks(storage, size=BLOCK, kept=KEPT)
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda at: blocks.read("packs/a", at, 10), range(0, 8000, 100))) == {bytes(10)}
+        assert set(pool.map(lambda at: blocks.read("packs/a", at, 10), range(0, 900, 10))) == {bytes(10)}
     assert storage.reads == 1
 
 
@@ -64,7 +66,7 @@ def test_a_failed_or_forgotten_block_is_read_again() -> None:
     """A storage that was away, or bytes that came wrong, leave nothing behind; and memory is bounded."""
     storage = Counting()
     storage.upload("packs/a", b"first")
-    blocks = NodeBlocks(storage)
+    blocks = PackBlocks(storage, size=BLOCK, kept=KEPT)
     storage.failures = 1
     with pytest.raises(TransientStorageError):
         blocks.read("packs/a", 0, 5)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -18,17 +18,21 @@ from lab_backup.repository.disk_writer import default_threads
 from lab_backup.repository.errors import ChunkCorruptError, ChunkMissingError, DamagedError
 from lab_backup.repository.manifest import DiskEntry, FileEntry
 from lab_backup.repository.manifest import Entry as ManifestEntry
-from lab_backup.repository.node_blocks import NodeBlocks
 from lab_backup.repository.pack import ENTRY, Entry, PackInfo, PackKind
+from lab_backup.repository.pack_blocks import PackBlocks
 from lab_backup.repository.pack_table import read_table
 from lab_backup.repository.ranges import ranges
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.tree import FAN_OUT, MAX_NODE, TreeReader, TreeRef, check_end, decode_node
 from lab_backup.storage.base import ObjectNotFoundError
-from lab_backup.units import MiB
+from lab_backup.units import KiB, MiB
 
 SLICE = 8 * MiB  # of a disk, the unit of work of a restore: a leaf of the default chunk size
 GROUP = 4  # slices that are asked for together: who wrote them had several threads, so their chunks lie mixed
+BLOCK = 4 * MiB  # of a pack; read whole where a group needs an eighth of it, since the next group needs the rest
+BLOCKS_KEPT = 12
+NODE_BLOCK = 256 * KiB  # more than a hundred nodes of 64 children
+NODE_BLOCKS_KEPT = 32
 RELOAD_AGAIN = 600.0  # seconds; what is missing after the index was loaded anew is hardly there a moment later
 MAX_FILE = 64 * MiB  # configuration files are held in memory
 
@@ -76,12 +80,11 @@ class _Plan(NamedTuple):
     seen: int
 
 
-class _Range(NamedTuple):
-    """A part of a pack that is on its way: its entries, by their ids, and its bytes as they are stored."""
+class _Stored(NamedTuple):
+    """A chunk as it is stored, on its way: the parts of a pack that hold it, and where in the first of them it begins."""
 
-    number: int
-    entries: list[Entry]
-    data: Future[bytes]
+    parts: list[Future[bytes]]
+    start: int
 
 
 class Reader:
@@ -96,7 +99,7 @@ class Reader:
         ] = {}  # where a blob should have been, before it was found elsewhere or not at all
         self._reloads = 0
         self._reload_after = 0.0
-        self._nodes = NodeBlocks(repository.storage)
+        self._nodes = PackBlocks(repository.storage, size=NODE_BLOCK, kept=NODE_BLOCKS_KEPT)
         # Large chunks make several slices of one leaf.
         self._leaf = lru_cache(maxsize=64)(lambda identity: decode_node(self.node(identity), 0))
 
@@ -280,23 +283,43 @@ class Reader:
                 wanted[chunk] = location
         return _Plan(part, places, wanted, seen)
 
-    def _decode(self, plan: "_Plan", under_way: list["_Range"]) -> list[Piece]:
+    def _decode(self, plan: "_Plan", under_way: dict[bytes, "_Stored"]) -> list[Piece]:
         """Return the slice's chunks, checked, out of what is on its way; what is bad there, from wherever else it can be read."""
-        return _in_places(plan, self._decoded(plan, under_way))
+        return _in_places(plan, (self._decode_chunk(plan, location, under_way) for location in plan.wanted.values()))
 
-    def _decoded(self, plan: "_Plan", under_way: list["_Range"]) -> Iterator[Blob]:
-        left = dict(plan.wanted)
-        for number, entries, future in under_way:
-            with suppress(DamagedError):
-                view = memoryview(future.result())
-                for entry in entries:
-                    if entry.id in left:
-                        at = entry.offset - entries[0].offset
-                        blob = self._decrypt(number, entry, view[at : at + entry.stored], PackKind.DATA)
-                        del left[entry.id]
-                        yield blob
-        for blob_id in left:
-            yield self._read_elsewhere(blob_id, PackKind.DATA, plan.seen)
+    def _decode_chunk(self, plan: "_Plan", location: Location, under_way: dict[bytes, "_Stored"]) -> Blob:
+        entry = location.entry
+        try:
+            parts, start = under_way[entry.id]
+            data = parts[0].result() if len(parts) == 1 else b"".join(part.result() for part in parts)
+            stored = memoryview(data)[start : start + entry.stored]
+            return self._decrypt(location.pack, entry, stored, PackKind.DATA)
+        except (DamagedError, ObjectNotFoundError):
+            return self._read_elsewhere(entry.id, PackKind.DATA, plan.seen)
+
+    def _ask(self, plans: list["_Plan"], blocks: PackBlocks, pool: ThreadPoolExecutor) -> dict[bytes, "_Stored"]:
+        """Ask for all chunks of the plans: by blocks where most of a block is needed, else by themselves."""
+        wanted = {chunk: location for plan in plans for chunk, location in plan.wanted.items()}
+        used: Counter[tuple[int, int]] = Counter()
+        for pack, entry in wanted.values():
+            for number in blocks.numbers(entry.offset, entry.stored):
+                used[pack, number] += entry.stored
+        found: dict[bytes, _Stored] = {}
+        alone: list[Location] = []
+        for location in sorted(wanted.values(), key=lambda location: (location.pack, location.entry.offset)):
+            pack, entry = location
+            numbers = blocks.numbers(entry.offset, entry.stored)
+            if all(used[pack, number] >= BLOCK // 8 for number in numbers):
+                path = self._repository.cache.pack(pack).path
+                found[entry.id] = _Stored(
+                    [blocks.get(path, number, pool.submit) for number in numbers], entry.offset % BLOCK
+                )
+            else:
+                alone.append(location)
+        for pack, entries in ranges(alone):
+            part = pool.submit(self.fetch_range, pack, entries)
+            found.update((entry.id, _Stored([part], entry.offset - entries[0].offset)) for entry in entries)
+        return found
 
     def allocated(self, entry: ManifestEntry) -> Iterator[Extent]:
         """Yield the runs of the disk that are not zero, in whole chunks, ascending. Raises DamagedError."""
@@ -321,7 +344,7 @@ class Reader:
 
         buffers = threading.local()
 
-        def write_slice(plan: _Plan, under_way: list[_Range]) -> int:
+        def write_slice(plan: _Plan, under_way: dict[bytes, _Stored]) -> int:
             start, end = plan.part.span(tree)
             pieces = self._decode(plan, under_way)
             if not hasattr(buffers, "view"):
@@ -375,12 +398,13 @@ class Reader:
         self,
         tree: TreeRef,
         parts: Iterable["_Slice"],
-        work: Callable[["_Plan", list["_Range"]], R],
+        work: Callable[["_Plan", dict[bytes, "_Stored"]], R],
         threads: int | None,
     ) -> Iterator[tuple["_Slice", R]]:
         """Yield what `work` makes of each part, in order. Meanwhile the storage is asked for the next ones, by as many threads as keep it busy."""
         count = threads or default_threads()
         stream = iter(parts)
+        blocks = PackBlocks(self._repository.storage, size=BLOCK, kept=BLOCKS_KEPT)
         with (
             ThreadPoolExecutor(self._repository.storage.concurrency, thread_name_prefix="fetch") as fetching,
             ThreadPoolExecutor(count, thread_name_prefix="read") as working,
@@ -388,13 +412,9 @@ class Reader:
             window: deque[tuple[_Slice, Future[R]]] = deque()
             try:
                 while plans := [self._plan(tree, part) for part in islice(stream, GROUP)]:
-                    wanted = {chunk: location for plan in plans for chunk, location in plan.wanted.items()}
-                    under_way = [
-                        _Range(number, entries, fetching.submit(self.fetch_range, number, entries))
-                        for number, entries in ranges(wanted.values())
-                    ]
+                    under_way = self._ask(plans, blocks, fetching)
                     for plan in plans:
-                        own = [found for found in under_way if any(entry.id in plan.wanted for entry in found.entries)]
+                        own = {chunk: under_way[chunk] for chunk in plan.wanted}
                         window.append((plan.part, working.submit(work, plan, own)))
                     while len(window) > GROUP + count:
                         part, future = window.popleft()
