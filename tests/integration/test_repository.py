@@ -668,7 +668,7 @@ def test_newer_manifest(repository: Repository) -> None:
     """A backup by a newer version is named as such; all others are there, and nothing is collected that it may need."""
     honest = back_up(repository, DISK).backup
     path = manifests.path(new_backup_id())
-    repository.put_object(Kind.MANIFEST, path, b'{"version": 2}')
+    repository.put_object(Kind.MANIFEST, path, b'{"version": 3}')
     listing = list_backups(repository)
     assert [item.backup for item in listing.backups] == [honest]
     assert "newer" in listing.unreadable[path]

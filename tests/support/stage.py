@@ -19,7 +19,17 @@ from lab_backup.blocks import Buffer
 from lab_backup.extent import Extent
 from lab_backup.operations.catalogue import BackupSummary
 from lab_backup.operations.collect import collect
-from lab_backup.repository import check, create, disk_writer, packer, reader, repository, staged
+from lab_backup.repository import (
+    check,
+    create,
+    disk_writer,
+    packer,
+    reader,
+    repository,
+    staged,
+    stored_stream,
+    stream_writer,
+)
 from lab_backup.repository.cache import IndexCache
 from lab_backup.repository.collect import Result
 from lab_backup.repository.create import create_repository
@@ -69,7 +79,7 @@ class InlineExecutor:
 
 def single_threaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the engine work without threads, with small packs, and merge its index early."""
-    for module in (check, disk_writer, packer, reader, repository, staged):
+    for module in (check, disk_writer, packer, reader, repository, staged, stored_stream, stream_writer):
         monkeypatch.setattr(module, "ThreadPoolExecutor", InlineExecutor)
     small_packs(monkeypatch)
     for module in (create, repository):

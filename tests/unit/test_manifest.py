@@ -169,7 +169,7 @@ def test_missing_field(field: str) -> None:
         decode(json.dumps(fields).encode(), BACKUP, REPOSITORY)
 
 
-@pytest.mark.parametrize("version", [2, 255, 10**30])
+@pytest.mark.parametrize("version", [3, 255, 10**30])
 def test_newer_version(version: int) -> None:
     """A manifest of a later format says so, whatever else is in it."""
     with pytest.raises(NewerVersionError):

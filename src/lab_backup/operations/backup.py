@@ -307,11 +307,11 @@ def _damaged_ranges(repository: Repository, parent: DiskEntry) -> list[Extent]:
     ranges = []
     tree: TreeRef = parent.tree
     with cache.snapshot() as get:
-        for identity, level, offset in Walk(Reader(repository), every=True).blobs(tree):
+        for identity, level, offset, length, _ in Walk(Reader(repository), every=True).blobs(tree):
             if cache.usable(identity, get(identity)) is None:
                 if level is not None:
                     raise DamagedError(f"tree node {identity.hex()[:16]} is known to be damaged")
-                ranges.append(Extent(offset, min(tree.chunk_size, tree.size - offset)))
+                ranges.append(Extent(offset, length))
     return sorted(ranges)
 
 

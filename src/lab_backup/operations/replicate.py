@@ -8,6 +8,8 @@ increment costs what changed since the newest older backup of the same source th
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from operator import eq
 
 import msgspec
 
@@ -27,6 +29,7 @@ from lab_backup.repository.session import BackupSession
 from lab_backup.repository.stored_disk import StoredDisk
 from lab_backup.repository.tree import TreeReader
 from lab_backup.repository.tree_difference import differences
+from lab_backup.repository.walk import Walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +196,11 @@ class _Replication:
         if self._base is not None:
             session.inherit(self._base[1].backup)
         with BlobCopier(self._reader, session) as copier:
-            for entry in manifest.entries:
+            for entry in (*manifest.disks, *manifest.files):
                 done = 0
                 for found in differences(self._reader.tree(entry.tree), self._old_tree(entry)):
                     if found.id is not None and found.level is None:
-                        copier.want(PackKind.DATA, found.id, found.length)
+                        copier.want(PackKind.DATA, found.id, partial(eq, found.length))
                     elif found.id is not None:
                         copier.want(PackKind.TREE, found.id)
                     if found.level is None or found.id is None:
@@ -205,6 +208,15 @@ class _Replication:
                         done += found.length
                     session.pulse()
                 self._progress.advance(entry.size - done)
+            walk = Walk(self._reader, every=True)
+            for stream in (stream for entry in manifest.streamed for stream in entry.lists):
+                for place in walk.blobs(stream):
+                    if place.level is not None:
+                        copier.want(PackKind.TREE, place.id)
+                    else:
+                        copier.want(PackKind.DATA, place.id, place.fits)
+                        self._progress.advance(place.length)
+                    session.pulse()
             copier.flush()
         return manifest.disks, manifest.files, copier.blobs
 

@@ -1,6 +1,6 @@
 """Copies blobs, chunks and tree nodes alike, from one repository into a backup of another that gives them the same ids."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -40,16 +40,14 @@ class BlobCopier:
     def __exit__(self, *exc_info: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def want(self, kind: PackKind, blob_id: bytes, length: int | None = None) -> None:
-        """Copy the blob, sooner or later, unless the target has it. A chunk has `length` bytes; a node has none that is known.
+    def want(self, kind: PackKind, blob_id: bytes, fits: Callable[[int], bool] = lambda raw: raw <= MAX_NODE) -> None:
+        """Copy the blob, sooner or later, unless the target has it. `fits` says whether it can have so many bytes: a node any that a node has.
 
         Raises DamagedError where the source does not have it, or in another length: no reader would take that list. Also for blobs that were
         asked for before.
         """
         location = self._source.find(blob_id)
-        if location is not None and not (
-            location.entry.raw <= MAX_NODE if length is None else location.entry.raw == length
-        ):
+        if location is not None and not fits(location.entry.raw):
             raise ChunkCorruptError(
                 f"blob {blob_id.hex()[:16]} has {location.entry.raw} bytes, which cannot be where the backup refers to it",
                 hint="the backup was forged or damaged",

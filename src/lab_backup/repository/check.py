@@ -24,7 +24,7 @@ from lab_backup.repository.errors import ChunkMissingError, DamagedError, Reposi
 from lab_backup.repository.head import stale_configs
 from lab_backup.repository.keys import KeySlot
 from lab_backup.repository.live_set import LiveSet
-from lab_backup.repository.manifest import Entry as ManifestEntry
+from lab_backup.repository.manifest import DiskEntry, FileEntry, StreamEntry, TreeEntry
 from lab_backup.repository.marks import Verification
 from lab_backup.repository.pack import Entry, PackInfo, PackKind
 from lab_backup.repository.ranges import ranges
@@ -180,10 +180,11 @@ class Checker:
             self._bad_blobs.setdefault(identity, (str(error), place is None, place.pack if place else None))
 
         for backup in backups:
-            for entry in backup.manifest.entries:
-                for identity, level, offset in walk.survey(entry.tree, on_damage=broken):
+            for chunk_list in backup.manifest.lists:
+                for found in walk.survey(chunk_list, on_damage=broken):
+                    identity, level = found.id, found.level
                     self._report.checked += 1
-                    self._advance(0 if level is not None else entry.chunk_size)
+                    self._advance(0 if level is not None else found.length)
                     place = self._reader.find(identity)
                     if place is None:
                         what = "chunk" if level is None else "tree node"
@@ -195,11 +196,12 @@ class Checker:
                     elif not self._pack_is_whole(place):
                         self._bad_blobs[identity] = self._of_pack(place)
                     elif level is None:
-                        length = min(entry.chunk_size, entry.size - offset)
-                        if place.entry.raw == length:
+                        if found.fits(place.entry.raw):
                             yield place
                         else:
-                            words = f"chunk {identity.hex()[:16]} has {place.entry.raw} bytes where {length} belong"
+                            words = (
+                                f"chunk {identity.hex()[:16]} has {place.entry.raw} bytes where {found.needs} belong"
+                            )
                             self._bad_blobs[identity] = (words, False, place.pack)
                     if place is not None and place.pack in self._repository.cache.orphans:
                         self._orphans.add(place.pack)
@@ -328,11 +330,12 @@ class Checker:
                 Damage(words, missing=missing, blob=identity.hex(), pack=pack, touches=tuple(touched[identity]))
             )
 
-    def _touches(self, entry: ManifestEntry) -> Iterator[tuple[bytes, int]]:
+    def _touches(self, entry: DiskEntry | FileEntry | StreamEntry | TreeEntry) -> Iterator[tuple[bytes, int]]:
         walk = Walk(self._reader, every=True)
-        for identity, _, offset in walk.survey(entry.tree, on_damage=lambda *_: None):
-            if identity in self._bad_blobs:
-                yield identity, offset
+        for chunk_list in entry.lists:
+            for found in walk.survey(chunk_list, on_damage=lambda *_: None):
+                if found.id in self._bad_blobs:
+                    yield found.id, found.offset
 
     def record(self, backups: list[Backup], *, share: float, by: str) -> None:
         """Write into the repository what was found: damaged blobs, so that writers store them again, and each backup's state."""

@@ -247,8 +247,8 @@ class Collector:
         walk = Walk(self._reader, seen=live.add)
         for backup in backups:
             if backup.id not in ignore:
-                for entry in backup.manifest.entries:
-                    for _ in walk.survey(entry.tree, on_damage=self._unreadable):
+                for chunk_list in backup.manifest.lists:
+                    for _ in walk.survey(chunk_list, on_damage=self._unreadable):
                         pass
         self._place(live, survey)
         return survey

@@ -12,11 +12,13 @@ import msgspec
 
 from lab_backup.repository.config import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from lab_backup.repository.errors import DamagedError, NewerVersionError
+from lab_backup.repository.stream_tree import StreamRef, check_empty
 from lab_backup.repository.tree import TreeRef
 from lab_backup.repository.untrusted_json import Moment, parse
-from lab_backup.units import TiB
+from lab_backup.units import MiB, TiB
 
-VERSION = 1
+VERSION = 1  # of a backup of disks and files
+STREAMS_VERSION = 2  # of one with streams or trees of files, so that older programs do not take it for less than it is
 PREFIX = "manifests"
 MAX_DISK = 1024 * TiB  # far above QEMU's limits; a forged size must not make us loop for ever
 
@@ -27,6 +29,8 @@ Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\\
 Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_DISK)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 ChunkSize = Annotated[int, msgspec.Meta(ge=MIN_CHUNK_SIZE, le=MAX_CHUNK_SIZE)]
+PieceSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHUNK_SIZE)]
+MAX_CATALOGUE_CHUNK = 4 * MiB  # of a tree's catalogue: what a reader decodes at once
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +44,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tree(self) -> TreeRef:
         """The stored tree."""
-        return TreeRef(self.size, self.chunk_size, None if self.root is None else bytes.fromhex(self.root))
+        return TreeRef(self.size, self.chunk_size, _root(self.root))
+
+    @property
+    def lists(self) -> tuple[TreeRef, ...]:
+        """The chunk lists that it consists of."""
+        return (self.tree,)
 
 
 class FileEntry(Entry, frozen=True, kw_only=True):
@@ -57,6 +66,83 @@ class DiskEntry(Entry, frozen=True, kw_only=True):
     reason: str | None = None
     bytes_read: Count = 0
     bytes_stored: Count = 0
+
+
+class ChunkLengths(msgspec.Struct, frozen=True, kw_only=True):
+    """How a stream was cut, in bytes. A reader takes no piece longer than `maximum`."""
+
+    minimum: PieceSize
+    average: PieceSize
+    maximum: PieceSize
+
+
+class StreamEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A sequence of bytes cut by its content, such as a layer of an image. `root` is null where it is empty."""
+
+    name: Name
+    size: Size
+    root: Hex64 | None
+    chunks: ChunkLengths
+    bytes_read: Count = 0
+    bytes_stored: Count = 0
+
+    @property
+    def stream(self) -> StreamRef:
+        """The stored stream."""
+        return StreamRef(self.size, 0, _root(self.root), self.chunks.maximum)
+
+    @property
+    def lists(self) -> tuple[StreamRef, ...]:
+        """The chunk lists that it consists of."""
+        return (self.stream,)
+
+
+class StreamRoot(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the two streams of a tree of files."""
+
+    size: Size
+    root: Hex64 | None
+
+
+class TreeEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A tree of files: its catalogue, and the contents of its files one after the other, without their holes.
+
+    `began_ns` is when its reading began, by the clock that gives its files their times, in nanoseconds since 1970.
+    `names` and `bytes_total` (holes included) are for people. `kind` says what was read.
+    """
+
+    name: Name
+    catalogue: StreamRoot
+    contents: StreamRoot
+    chunks: ChunkLengths
+    began_ns: int
+    kind: Literal["full", "incremental"]
+    reason: str | None = None
+    names: Count = 0
+    files_read: Count = 0
+    bytes_total: Count = 0
+    bytes_read: Count = 0
+    bytes_stored: Count = 0
+
+    @property
+    def catalogue_stream(self) -> StreamRef:
+        """The stored catalogue; its weight is the bytes of the contents."""
+        return StreamRef(self.catalogue.size, self.contents.size, _root(self.catalogue.root), MAX_CATALOGUE_CHUNK)
+
+    @property
+    def contents_stream(self) -> StreamRef:
+        """The stored contents."""
+        return StreamRef(self.contents.size, 0, _root(self.contents.root), self.chunks.maximum)
+
+    @property
+    def lists(self) -> tuple[StreamRef, ...]:
+        """The chunk lists that it consists of."""
+        return (self.catalogue_stream, self.contents_stream)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that is stored of it, before deduplication and compression."""
+        return self.catalogue.size + self.contents.size
 
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +185,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parent: Hex32 | None = None
     disks: tuple[DiskEntry, ...] = ()
     files: tuple[FileEntry, ...] = ()
+    streams: tuple[StreamEntry, ...] = ()
+    trees: tuple[TreeEntry, ...] = ()
     statistics: Statistics = Statistics()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -111,9 +199,24 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return datetime.fromisoformat(self.time)
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[DiskEntry | FileEntry | StreamEntry | TreeEntry, ...]:
         """Everything the backup refers to: whoever copies, checks or collects looks at these and at nothing else."""
-        return (*self.disks, *self.files)
+        return (*self.disks, *self.files, *self.streams, *self.trees)
+
+    @property
+    def streamed(self) -> tuple[StreamEntry | TreeEntry, ...]:
+        """Those of its entries that were cut by their content."""
+        return (*self.streams, *self.trees)
+
+    @property
+    def lists(self) -> tuple[TreeRef | StreamRef, ...]:
+        """The chunk lists of all its entries."""
+        return tuple(chunk_list for entry in self.entries for chunk_list in entry.lists)
+
+    @property
+    def needed_version(self) -> int:
+        """The least version of a program that can read it."""
+        return STREAMS_VERSION if self.streamed else VERSION
 
     def disk(self, name: str) -> DiskEntry | None:
         """Return the disk of that name, or None."""
@@ -122,6 +225,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def file(self, name: str) -> FileEntry | None:
         """Return the file of that name, or None."""
         return next((file for file in self.files if file.name == name), None)
+
+    def stream(self, name: str) -> StreamEntry | None:
+        """Return the stream of that name, or None."""
+        return next((stream for stream in self.streams if stream.name == name), None)
+
+    def file_tree(self, name: str) -> TreeEntry | None:
+        """Return the tree of files of that name, or None."""
+        return next((tree for tree in self.trees if tree.name == name), None)
 
 
 def path(backup_id: str) -> str:
@@ -135,15 +246,23 @@ def id_of(object_path: str) -> str | None:
     return backup_id if prefix == PREFIX and is_id(backup_id) else None
 
 
+def _root(text: str | None) -> bytes | None:
+    return None if text is None else bytes.fromhex(text)
+
+
 def encode(manifest: Manifest) -> bytes:
-    """Return the manifest as JSON."""
-    return msgspec.json.encode(manifest)
+    """Return the manifest as JSON; one that needs version 1 only is just what programs of that version wrote."""
+    fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
+    for name in ("streams", "trees"):
+        if not fields[name]:
+            del fields[name]
+    return msgspec.json.encode(fields)
 
 
 def decode(payload: bytes, backup_id: str, repository_id: str) -> Manifest:
     """Return the manifest, with every field checked: it is input like any other. Raises DamagedError."""
     what = f"the manifest of backup {backup_id}"
-    if parse(payload, _Version, what).version > VERSION:
+    if parse(payload, _Version, what).version > STREAMS_VERSION:
         raise NewerVersionError(
             f"backup {backup_id} was written by a newer version of Lab Backup", hint="update this one"
         )
@@ -160,8 +279,21 @@ def decode(payload: bytes, backup_id: str, repository_id: str) -> Manifest:
         raise DamagedError(
             f"the manifest of backup {backup_id} contradicts itself", hint="it was forged or copied from elsewhere"
         )
-    if any(entry.chunk_size & (entry.chunk_size - 1) for entry in manifest.entries):
+    lengths = [entry.chunks for entry in manifest.streamed]
+    if any(entry.chunk_size & (entry.chunk_size - 1) for entry in (*manifest.disks, *manifest.files)) or any(
+        not chunks.minimum <= chunks.average <= chunks.maximum for chunks in lengths
+    ):
         raise DamagedError(f"the manifest of backup {backup_id} has an impossible chunk size")
+    if manifest.version < manifest.needed_version:
+        raise DamagedError(
+            f"the manifest of backup {backup_id} holds what there is not in its version", hint="it was forged"
+        )
+    try:
+        for entry in manifest.streamed:
+            for stream in entry.lists:
+                check_empty(stream)
+    except DamagedError as error:
+        raise DamagedError(f"the manifest of backup {backup_id} contradicts itself: {error}") from error
     return manifest
 
 

@@ -27,13 +27,14 @@ from lab_backup.repository.disk_writer import DiskWriter
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import ChunkMissingError, DamagedError, LostRaceError, RepositoryError
 from lab_backup.repository.live_set import LiveSet
-from lab_backup.repository.manifest import Entry, FileEntry, Manifest
+from lab_backup.repository.manifest import ChunkLengths, Entry, FileEntry, Manifest, StreamEntry
 from lab_backup.repository.marks import State
 from lab_backup.repository.pack import PACKS, PackInfo, PackKind
 from lab_backup.repository.packer import Packer
 from lab_backup.repository.reader import MAX_FILE, Blob, Reader
 from lab_backup.repository.repository import CONDEMNED as CONDEMNED_LISTS
 from lab_backup.repository.repository import LEASES, NOWHERE, Repository
+from lab_backup.repository.stream_writer import ByteSource, StreamWriter
 from lab_backup.repository.tree import TreeRef
 from lab_backup.repository.walk import Walk
 from lab_backup.storage.base import ObjectExistsError, ObjectNotFoundError, StorageError
@@ -91,6 +92,7 @@ class BackupSession:
         self._packer = Packer(repository, compression=compression)
         self._chunks = ChunkStore(repository, self._packer)
         self._disks = DiskWriter(repository, self._chunks, threads=threads)
+        self._streams = StreamWriter(repository, self._chunks, threads=threads)
         self._reader = Reader(repository)
         self._backups = Backups(repository)
         self._lease = f"{LEASES}/{backup_id}"
@@ -163,6 +165,21 @@ class BackupSession:
         return FileEntry(
             name=name, size=tree.size, chunk_size=tree.chunk_size, root=None if tree.root is None else tree.root.hex()
         )
+
+    def write_stream(
+        self, name: str, source: ByteSource, *, advance: Callable[[int], None] = lambda _: None
+    ) -> tuple[StreamEntry, Counts]:
+        """Store all bytes of `source`; return what the manifest is to say, and what happened. `advance` is told the bytes that were read."""
+        stream, counts = self._streams.write(source, advance=advance, pulse=self.pulse)
+        entry = StreamEntry(
+            name=name,
+            size=stream.size,
+            root=None if stream.root is None else stream.root.hex(),
+            chunks=ChunkLengths(**self._streams.chunking._asdict()),
+            bytes_read=counts.bytes_read,
+            bytes_stored=counts.bytes_stored,
+        )
+        return entry, counts
 
     # --- what comes from another repository as it is ---
 
@@ -264,11 +281,11 @@ class BackupSession:
 
         with LiveSet(self._repository.cache.directory.parent) as seen:
             walk = Walk(self._reader, seen=seen.add)
-            for entry in manifest.entries:
-                for identity, _, _ in walk.survey(entry.tree, on_damage=missing):
-                    place = self._reader.find(identity)
+            for tree in manifest.lists:
+                for found in walk.survey(tree, on_damage=missing):
+                    place = self._reader.find(found.id)
                     if place is None:
-                        blobs.add((NOWHERE, identity.hex()))
+                        blobs.add((NOWHERE, found.id.hex()))
                     else:
                         self._chunks.used_packs.add(place.pack)
         if packs or blobs:
@@ -342,7 +359,7 @@ class BackupSession:
         if self._clock() - self._looked > LOOK_AGAIN / 10:
             # Many packs, far away: look once more now rather than find out after the commit that it came late.
             looked = self._secure()
-        manifest = msgspec.structs.replace(manifest, looked=looked)
+        manifest = msgspec.structs.replace(manifest, looked=looked, version=manifest.needed_version)
         payload = manifests.encode(manifest)
         path = manifests.path(manifest.backup)
         storage = self._repository.storage
