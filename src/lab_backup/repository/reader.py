@@ -29,7 +29,7 @@ from lab_backup.units import KiB, MiB
 
 SLICE = 8 * MiB  # of a disk, the unit of work of a restore: a leaf of the default chunk size
 GROUP = 4  # slices that are asked for together: who wrote them had several threads, so their chunks lie mixed
-BLOCK = 4 * MiB  # of a pack; read whole where a group needs an eighth of it, since the next group needs the rest
+BLOCK = 2 * MiB  # of a pack; read whole where a group needs an eighth of it, since the next group needs the rest
 BLOCKS_KEPT = 12
 NODE_BLOCK = 256 * KiB  # more than a hundred nodes of 64 children
 NODE_BLOCKS_KEPT = 32
@@ -416,7 +416,7 @@ class Reader:
                     for plan in plans:
                         own = {chunk: under_way[chunk] for chunk in plan.wanted}
                         window.append((plan.part, working.submit(work, plan, own)))
-                    while len(window) > GROUP + count:
+                    while len(window) > count + 1:
                         part, future = window.popleft()
                         yield part, future.result()
                 while window:
