@@ -57,6 +57,7 @@ def render(figures: Figures, machine: Sequence[tuple[str, str]], shape: Shape, r
         ("guest", _guest),
         ("thin", _thin),
         ("index", _index),
+        ("storages", _storages),
         ("start", _start),
     ]
     lines = [
@@ -100,9 +101,8 @@ def _image(figures: Figures, shape: Shape) -> Iterable[str]:
     )
     yield ""
     yield (
-        "lab-backup, restic and Borg encrypt, and sync what they store; qemu-img does neither. Only lab-backup syncs what it restores, and only it "
-        "finds nothing of its repository in the page cache when the first restore begins, since it writes past it. restic and Borg restore to a raw "
-        "file alone."
+        "lab-backup, restic and Borg encrypt, and sync what they store; qemu-img does neither. Only lab-backup syncs what it restores. All find their "
+        "repository in the page cache when they restore and verify. restic and Borg restore to a raw file alone."
     )
     yield ""
     yield "The yardsticks, without any repository:"
@@ -241,6 +241,73 @@ def _thin(figures: Figures, _: Shape) -> Iterable[str]:
             for row in rows
         ],
     )
+
+
+STORAGE_TITLES = {
+    "full": "full backup",
+    "unchanged": "unchanged",
+    "changed": "{change} changed",
+    "restore": "restore, raw",
+    "verify": "verify all data",
+    "replicate": "replicate both backups there",
+}
+
+
+def _storages(figures: Figures, shape: Shape) -> Iterable[str]:
+    tools, alone, delay = figures["tools"], figures["alone"], figures["delay"]
+    names = list(tools)
+    late, relayed = f"s3, +{delay} ms", "s3, +0 ms"
+    yield "## Storages"
+    yield ""
+    yield (
+        "The image in repositories on a local disk, on Samba (signed and encrypted), on NFS as far as this kernel allows, and on S3 (SeaweedFS), all "
+        f"on this machine, so that server and backup share its processors; and on that S3 server through a relay that adds {delay} ms to each question. Seconds:"
+    )
+    yield ""
+    change = format_size(shape.change)
+    yield from _table(
+        ["", *names],
+        [
+            [
+                title.format(change=change),
+                *(f"{tools[name][step]['seconds']:.2f}" if step in tools[name] else "-" for name in names),
+            ]
+            for step, title in STORAGE_TITLES.items()
+        ],
+    )
+    yield ""
+    stored = format_size(alone["bytes"])
+    yield (
+        f"The S3 server by itself takes the same objects ({stored}) from eight threads in {alone['upload']:.2f} s and gives them back in "
+        f"{alone['download']:.2f} s, which takes no compression and no disk of ours."
+    )
+    yield ""
+    own, restic = tools["s3"], tools["s3, restic"]
+    rows = [
+        [
+            f"{STORAGE_TITLES[step].format(change=change)}, s3, against restic",
+            f"{restic[step]['seconds'] / own[step]['seconds']:.1f} x",
+            "1 x",
+        ]
+        for step in ("full", "unchanged", "changed", "restore", "verify")
+    ]
+    rows += [
+        [
+            f"{step}, s3, of the speed that the server reaches with {way}s",
+            f"{alone[way] / own[step]['seconds']:.0%}",
+            "85 %",
+        ]
+        for step, way in (("replicate", "upload"), ("full", "upload"), ("verify", "download"), ("restore", "download"))
+    ]
+    rows += [
+        [
+            f"{step}, s3 with {delay} ms, of the speed without",
+            f"{tools[relayed][step]['seconds'] / tools[late][step]['seconds']:.0%}",
+            "90 %",
+        ]
+        for step in ("full", "restore")
+    ]
+    yield from _table(["", "measured", "promised"], rows)
 
 
 def _index(figures: Figures, _: Shape) -> Iterable[str]:

@@ -22,6 +22,7 @@ import index
 import machine
 import report
 import start
+import storages
 from images import SHAPES, Images, make_images
 from peers import TOOLS, Tool
 
@@ -64,6 +65,11 @@ def thin_part(options: argparse.Namespace, _: Images, folder: Path) -> Figures:
     return guest.measure_thin(SHAPES[options.size], folder, options.runs, say)
 
 
+def storages_part(options: argparse.Namespace, images: Images, folder: Path) -> Figures:
+    """Compare storages of all kinds."""
+    return storages.measure_storages(images, folder, options.runs, say)
+
+
 def index_part(options: argparse.Namespace, _: Images, folder: Path) -> Figures:
     """Measure a large local index."""
     count = INDEX_COUNTS[options.size]
@@ -82,6 +88,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Images, Path], Figures]] = {
     "chunks": chunks_part,
     "guest": guest_part,
     "thin": thin_part,
+    "storages": storages_part,
     "index": index_part,
 }
 
