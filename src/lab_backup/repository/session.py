@@ -19,6 +19,7 @@ import msgspec
 from lab_backup.blocks import BlockReader
 from lab_backup.errors import UsageError
 from lab_backup.extent import Extent
+from lab_backup.filetree import FileTree
 from lab_backup.repository import manifest as manifests
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.cache import CONDEMNED, DEAD, Location
@@ -26,8 +27,9 @@ from lab_backup.repository.chunk_store import ChunkStore, Counts
 from lab_backup.repository.disk_writer import DiskWriter
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import ChunkMissingError, DamagedError, LostRaceError, RepositoryError
+from lab_backup.repository.file_tree_writer import FileTreeWriter, WrittenTree
 from lab_backup.repository.live_set import LiveSet
-from lab_backup.repository.manifest import ChunkLengths, Entry, FileEntry, Manifest, StreamEntry
+from lab_backup.repository.manifest import ChunkLengths, Entry, FileEntry, Manifest, StreamEntry, TreeEntry
 from lab_backup.repository.marks import State
 from lab_backup.repository.pack import PACKS, PackInfo, PackKind
 from lab_backup.repository.packer import Packer
@@ -94,6 +96,8 @@ class BackupSession:
         self._disks = DiskWriter(repository, self._chunks, threads=threads)
         self._streams = StreamWriter(repository, self._chunks, threads=threads)
         self._reader = Reader(repository)
+        self._trees = FileTreeWriter(repository, self._chunks, self._reader, threads=threads)
+        self._own_trees: set[str | None] = set()  # the catalogues of trees that were written here
         self._backups = Backups(repository)
         self._lease = f"{LEASES}/{backup_id}"
         self._began: str | None = None  # by the storage's clock
@@ -180,6 +184,30 @@ class BackupSession:
             bytes_stored=counts.bytes_stored,
         )
         return entry, counts
+
+    def write_file_tree(
+        self,
+        name: str,
+        tree: FileTree,
+        previous: TreeEntry | None,
+        *,
+        began_ns: int | None = None,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> WrittenTree:
+        """Store `tree`, reading only files that are not as they were in `previous`, which may also be an earlier pass of this session.
+
+        `began_ns` is the time by the clock of the tree's file system (by default ours); `advance` is told the bytes of files that were dealt
+        with. Where `previous` is damaged more is read, and `warnings` say so.
+        """
+        own = previous is not None and previous.catalogue.root in self._own_trees
+        if own:
+            # What this session stored can be read only from packs that are in the storage.
+            self._packer.flush()
+        written = self._trees.write(
+            name, tree, previous, compact=not own, began_ns=began_ns, advance=advance, pulse=self.pulse
+        )
+        self._own_trees.add(written.entry.catalogue.root)
+        return written
 
     # --- what comes from another repository as it is ---
 

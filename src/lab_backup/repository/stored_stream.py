@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,10 +41,11 @@ class StoredStream:
         self._held_size = 0
         self._lock = threading.Lock()
 
-    def read(self, spans: Iterable[Span] | None = None, *, threads: int | None = None) -> Iterator[Piece]:
+    def read(self, spans: Iterable[Span] | None = None, *, threads: int | None = None) -> Generator[Piece, None, None]:
         """Yield the bytes of `spans` (ascending, without overlaps; by default all), in order and gapless within each.
 
-        Spans are taken somewhat before they are yielded. Raises DamagedError.
+        Spans are taken somewhat before they are yielded. At an empty one everything before it is yielded without waiting for more, and then
+        perhaps an empty piece. Raises DamagedError.
         """
         chosen = [Span(0, self.stream.size)] if spans is None else spans
         count = threads or default_threads()
@@ -66,6 +67,9 @@ class StoredStream:
         step: list[Placed] = []
         size = 0
         for span in spans:
+            if span.start == span.stop:
+                yield step
+                step, size = [], 0
             for offset, before, link in self.list.pieces(span.start, span.stop):
                 skipped = max(0, span.start - offset)
                 length = min(offset + link.length, span.stop) - offset - skipped
@@ -104,7 +108,11 @@ class StoredStream:
         with self._lock:
             for identity in partial:
                 self._hold(identity, chunks[identity])
-        return [Piece(place.offset, _part(chunks[place.link.id], place)) for place in step]
+        return [Piece(place.offset, _part(chunks[place.link.id], place)) for place in step] or [Piece(0, b"")]
+
+    def piece(self, place: Placed) -> Buffer:
+        """Return the bytes of one piece of the list. Raises DamagedError."""
+        return self._fetch([place])[0].data
 
     def _hold(self, identity: bytes, data: Buffer) -> None:
         if identity not in self._held:
