@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from lab_backup.blocks import Buffer
+from lab_backup.errors import UsageError
 from lab_backup.operations.progress import Progress, Silent
 from lab_backup.operations.qcow2_stream import qcow2_layout, qcow2_stream
 from lab_backup.repository import manifest as manifests
@@ -37,11 +38,16 @@ class ExportResult:
 def export_tar(repository: Repository, backup: Backup, to: Path, *, progress: Progress | None = None) -> ExportResult:
     """Write the backup to the new file `to`, which appears when it is whole; a failure leaves nothing.
 
-    Raises TargetExistsError, TargetFullError, AccessDeniedError, DamagedError.
+    Raises TargetExistsError, TargetFullError, AccessDeniedError, DamagedError; UsageError for a backup of trees of files.
     """
     begun = time.monotonic()
     tell = progress or Silent()
     manifest = backup.manifest
+    if manifest.streamed:
+        raise UsageError(
+            f"backup {manifest.backup[:12]} of {manifest.source.name} holds trees of files, which export does not write",
+            hint=f"restore it with: lab-backup restore {manifest.source.kind}, or single files of it with: lab-backup restore files",
+        )
     reader = Reader(repository)
     names = [MANIFEST, *(file.name for file in manifest.files), *(f"{disk.name}.qcow2" for disk in manifest.disks)]
     if len(set(names)) != len(names):

@@ -6,6 +6,7 @@ increment costs what changed since the newest older backup of the same source th
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -21,12 +22,14 @@ from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.blob_copier import BlobCopier
 from lab_backup.repository.cache import Location
 from lab_backup.repository.errors import ChunkMissingError, DamagedError, LostRaceError
-from lab_backup.repository.manifest import DiskEntry, Entry, FileEntry, Manifest
+from lab_backup.repository.manifest import DiskEntry, Entry, Manifest, StreamEntry, TreeEntry
 from lab_backup.repository.pack import PackInfo, PackKind
 from lab_backup.repository.reader import Reader
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.session import BackupSession
 from lab_backup.repository.stored_disk import StoredDisk
+from lab_backup.repository.stored_files import StoredFileTree
+from lab_backup.repository.stored_stream import PieceSource, StoredStream
 from lab_backup.repository.tree import TreeReader
 from lab_backup.repository.tree_difference import differences
 from lab_backup.repository.walk import Walk
@@ -165,14 +168,11 @@ class _Replication:
         manifest = self._backup.manifest
         with BackupSession(self._target, manifest.backup) as session:
             copy = self._copy_blobs if self._same_ids else self._copy_content
-            disks, files, blobs = copy(session)
+            copied, blobs = copy(session)
             session.flush()
             if self._read_back:
                 self._check(session.own_packs)
-            done = msgspec.structs.replace(
-                manifest, repository=self._target.config.id, disks=disks, files=files, looked=None
-            )
-            session.publish(done)
+            session.publish(msgspec.structs.replace(copied, repository=self._target.config.id, looked=None))
             stored = session.bytes_uploaded
         self._copy_state()
         return ReplicatedBackup(manifest.backup, manifest.source.name, manifest.time, stored, blobs)
@@ -190,7 +190,7 @@ class _Replication:
 
     # --- equal ids ---
 
-    def _copy_blobs(self, session: BackupSession) -> tuple[tuple[DiskEntry, ...], tuple[FileEntry, ...], int]:
+    def _copy_blobs(self, session: BackupSession) -> tuple[Manifest, int]:
         """Copy what differs from the common backup as it is stored: blobs, whatever they are part of."""
         manifest = self._backup.manifest
         if self._base is not None:
@@ -218,7 +218,7 @@ class _Replication:
                         self._progress.advance(place.length)
                     session.pulse()
             copier.flush()
-        return manifest.disks, manifest.files, copier.blobs
+        return manifest, copier.blobs
 
     def _old_tree(self, entry: Entry) -> TreeReader | None:
         pair = self._old(entry)
@@ -227,12 +227,14 @@ class _Replication:
 
     # --- other ids ---
 
-    def _copy_content(self, session: BackupSession) -> tuple[tuple[DiskEntry, ...], tuple[FileEntry, ...], int]:
+    def _copy_content(self, session: BackupSession) -> tuple[Manifest, int]:
         """Read what differs from the common backup and store it as a backup of a disk would be."""
         manifest = self._backup.manifest
         disks = tuple(self._copy_disk(session, disk) for disk in manifest.disks)
         files = tuple(session.write_file(file.name, self._reader.read_file(file)) for file in manifest.files)
-        return disks, files, 0
+        streams = tuple(self._copy_stream(session, stream) for stream in manifest.streams)
+        trees = tuple(self._copy_tree(session, tree) for tree in manifest.trees)
+        return msgspec.structs.replace(manifest, disks=disks, files=files, streams=streams, trees=trees), 0
 
     def _copy_disk(self, session: BackupSession, disk: DiskEntry) -> DiskEntry:
         pair = self._old(disk)
@@ -247,6 +249,26 @@ class _Replication:
         )
         root = None if tree.root is None else tree.root.hex()
         return msgspec.structs.replace(disk, chunk_size=tree.chunk_size, root=root)
+
+    def _copy_stream(self, session: BackupSession, stream: StreamEntry) -> StreamEntry:
+        """Read all of a stream; what the target has of it is not stored again."""
+        with closing(StoredStream(self._reader, stream.stream).read()) as pieces:
+            copy, _ = session.write_stream(stream.name, PieceSource(pieces), advance=self._progress.advance)
+        return msgspec.structs.replace(stream, root=copy.root, chunks=copy.chunks)
+
+    def _copy_tree(self, session: BackupSession, tree: TreeEntry) -> TreeEntry:
+        """Read all of a tree; what the target has of it is not stored again.
+
+        Files are not taken over from an earlier copy: that they look alike there does not prove that their contents are what they were here.
+        """
+        copy = session.write_file_tree(
+            tree.name,
+            StoredFileTree(self._reader, tree),
+            None,
+            began_ns=tree.began_ns,
+            advance=self._progress.advance,
+        ).entry
+        return msgspec.structs.replace(tree, catalogue=copy.catalogue, contents=copy.contents, chunks=copy.chunks)
 
     def _changed(self, disk: DiskEntry, old: TreeReader | None) -> Iterator[Extent]:
         for found in differences(self._reader.tree(disk.tree), old):

@@ -83,7 +83,7 @@ def restore_vm(
     if manifest.source.kind != "vm" or definition is None:
         raise UsageError(
             f"backup {manifest.backup[:12]} is one of {manifest.source.name}, which is no VM",
-            hint="restore it with: lab-backup restore image",
+            hint=f"restore it with: lab-backup restore {'image' if manifest.disks else manifest.source.kind}",
         )
     xml = reader.read_file(definition).decode(errors="replace")
     options = Options(name=name, overwrite=overwrite, directory=directory, pool=pool, format=format, trusted=trusted)
@@ -203,6 +203,12 @@ def _choose(backup: Backup, disk: str | None) -> DiskEntry:
         if found is None:
             raise NotFoundError(f"the backup has no disk {disk!r}", hint=f"its disks: {listed}")
         return found
+    if not disks:
+        source = backup.manifest.source
+        raise UsageError(
+            f"backup {backup.id[:12]} of {source.name} holds no disk",
+            hint=f"restore it with: lab-backup restore {source.kind}",
+        )
     if len(disks) != 1:
         raise UsageError(f"the backup has {len(disks)} disks", hint=f"say which one by --disk: {listed}")
     return disks[0]

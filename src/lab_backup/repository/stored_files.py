@@ -275,3 +275,19 @@ class StoredFileContent:
             self._before += self._run[1]
             self._run = next(self._runs, None)
         return length
+
+
+def paths_within(reader: Reader, entry: TreeEntry, spans: list[Span]) -> Iterator[tuple[int, bytes]]:
+    """Yield (number of the span, path) of each file whose content touches one of `spans` of a tree's contents, which ascend. Raises DamagedError."""
+    first = 0
+    for row, start in Catalogue(reader, entry).rows():
+        stop = start + row.stored
+        while first < len(spans) and spans[first].stop <= start:
+            first += 1
+        if first == len(spans):
+            return
+        for number in range(first, len(spans)):
+            if spans[number].start >= stop:
+                break
+            if spans[number].stop > start:
+                yield number, row.path

@@ -130,3 +130,24 @@ def _part(chunk: Buffer, place: Placed) -> memoryview:
             f"chunk {link.id.hex()[:16]} has {len(chunk)} bytes where {link.skip + link.length} belong"
         )
     return memoryview(chunk)[link.skip : link.skip + link.length]
+
+
+class PieceSource:
+    """A whole stream as a file to read from. Implements ByteSource."""
+
+    def __init__(self, pieces: Iterator[Piece]) -> None:
+        """Give what `pieces`, gapless from the beginning, hold."""
+        self._pieces = pieces
+        self._left = memoryview(b"")
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the beginning of `buffer`; return how much, 0 at the end. Raises DamagedError."""
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = memoryview(piece.data)
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
