@@ -5,7 +5,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from lab_backup.storage.retry import RetryingStorage
 from lab_backup.storage.s3.storage import S3Storage
 from lab_backup.units import MiB
 from support.faulty import FaultyStorage
+from support.immutable import unlock_all
+from support.waiting import wait_until
 
 STORES: dict[str, Callable[[Path], StorageBackend]] = {
     "local": lambda folder: LocalStorage.create_root(folder / "store"),
@@ -94,6 +96,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorageBac
     backend = STORES[request.param](tmp_path)
     yield backend
     backend.close()
+    unlock_all(tmp_path)
 
 
 def paths(store: StorageBackend, prefix: str = "") -> list[str]:
@@ -398,6 +401,24 @@ def test_locks(store: StorageBackend) -> None:
     assert store.locked_until("locked") == later
     with pytest.raises(ObjectNotFoundError):
         store.lock("missing", later)
+
+
+def test_a_lock_ends(store: StorageBackend) -> None:
+    """Until then the object is neither deleted nor, for who reads it, replaced; afterwards it can be both."""
+    if not store.locks:
+        return
+    for path in ("deleted", "replaced"):
+        store.upload(path, b"here")
+        store.lock(path, datetime.now(UTC) + timedelta(seconds=2))
+    with pytest.raises(ObjectLockedError):
+        store.delete("deleted")
+    with suppress(ObjectLockedError):
+        store.upload("replaced", b"other")
+    wait_until(lambda: store.locked_until("deleted") is None and store.locked_until("replaced") is None, 20)
+    store.delete("deleted")
+    store.upload("replaced", b"new")
+    assert store.read("replaced") == b"new"
+    assert paths(store) == ["replaced"]
 
 
 def test_url_and_concurrency(store: StorageBackend) -> None:

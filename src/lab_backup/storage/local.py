@@ -15,15 +15,18 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from lab_backup.blocks import Buffer
 from lab_backup.direct_io import SMALLEST, open_direct, write_at
+from lab_backup.storage import immutable_file
 from lab_backup.storage.base import (
     InvalidPathError,
     NoSpaceError,
     ObjectExistsError,
     ObjectInfo,
+    ObjectLockedError,
     ObjectNotFoundError,
     StorageAccessError,
     StorageBackend,
@@ -147,7 +150,12 @@ class LocalStorage(StorageBackend):
         """Remove the object and sync its folder, also where it is gone already: an earlier sync may have failed."""
         with self._errors(path), suppress(FileNotFoundError), self._folder_of(path) as (folder, name):
             with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=folder)
+                try:
+                    os.unlink(name, dir_fd=folder)
+                except PermissionError:
+                    if not self._unlocked(path):
+                        raise
+                    os.unlink(name, dir_fd=folder)
             os.fsync(folder)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -166,6 +174,48 @@ class LocalStorage(StorageBackend):
             status = _status(name, folder)
             self._check_regular(status, path)
             return _info(path, status)
+
+    @cached_property
+    def locks(self) -> bool:
+        """Whether files here can be made immutable, for which one must be root; it is tried once."""
+        with self._errors(TEMPORARY), self._temporary_folder() as folder:
+            return immutable_file.can_lock(folder)
+
+    def lock(self, path: str, until: datetime) -> None:
+        """Make the file immutable until then. Root on this machine can take that back; nobody else can, and no file server's client."""
+        if not self.locks:
+            super().lock(path, until)
+        with self._opened(path) as file:
+            immutable_file.lock(file, until)
+
+    def locked_until(self, path: str) -> datetime | None:
+        """Return the lock, if it has not ended by this machine's clock."""
+        with self._opened(path) as file:
+            until = immutable_file.locked_until(file)
+        return until if until is not None and until > datetime.now(UTC) else None
+
+    def _unlocked(self, path: str) -> bool:
+        """Whether a lock of ours has ended, and was taken off now. Raises ObjectLockedError where it has not."""
+        with self._opened(path) as file:
+            until = immutable_file.locked_until(file)
+            if until is None:
+                return False
+            if until > datetime.now(UTC):
+                raise ObjectLockedError(
+                    f"{path} in {self._path} is locked until {until:%Y-%m-%d %H:%M} UTC", until=until
+                )
+            immutable_file.unlock(file)
+        return True
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[int]:
+        with self._errors(path), self._folder_of(path) as (folder, name):
+            self._check_regular(_status(name, folder), path)
+            file = os.open(name, _READ, dir_fd=folder)
+            try:
+                yield file
+            finally:
+                os.close(file)
 
     def get_usage(self) -> Usage:
         """Return the space of the file system that the root lies on, for users without special rights."""
@@ -202,7 +252,12 @@ class LocalStorage(StorageBackend):
         with self._errors(path):
             try:
                 with self._folder_of(path, make=True) as (folder, name), self._temporary_folder() as temporary:
-                    _put(data, temporary, name, folder, replace=replace)
+                    try:
+                        _put(data, temporary, name, folder, replace=replace)
+                    except PermissionError:
+                        if not (replace and _exists(name, folder) and self._unlocked(path)):
+                            raise
+                        _put(data, temporary, name, folder, replace=True)
                     os.fsync(folder)
             except FileExistsError as error:
                 raise ObjectExistsError(f"{path} exists already in {self._path}") from error
