@@ -185,9 +185,10 @@ class _Run:
         elif record.kind is FileKind.HARDLINK and record.target in self._gone:
             self.unstored.add("left out, since what they are links to could not be read", record.path)
         else:
-            self.contents.reuse(links)
             self._add(row)
-            self._advance(row.stored)
+            if links:
+                self.contents.reuse(links)
+                self._advance(row.stored)
 
     def _add(self, row: Row) -> None:
         if _weight(row) > MAX_ROW // 2 and len(encode_row(row)) > MAX_ROW:

@@ -289,5 +289,5 @@ def paths_within(reader: Reader, entry: TreeEntry, spans: list[Span]) -> Iterato
         for number in range(first, len(spans)):
             if spans[number].start >= stop:
                 break
-            if spans[number].stop > start:
+            if spans[number].stop > start and stop > start:
                 yield number, row.path
