@@ -76,6 +76,7 @@ def repository(info: "RepositoryInfo") -> str:
             ("Compression", info.compression),
             ("Chunk size", format_size(info.chunk_size)),
             ("Grace period", format_duration(info.grace)),
+            ("Locked for", format_duration(info.locked_for) if info.locked_for else ""),
             ("Stored", stored),
             ("Chunks", "" if info.chunks is None else str(info.chunks)),
         ]
@@ -221,6 +222,10 @@ def collection(result: "CollectResult", *, dry_run: bool) -> str:
     """Say what a garbage collection has done, or would do."""
     would = "would be " if dry_run else ""
     later = "to be removed by a collection after the grace period"
+    locked = ""
+    if result.locked_until is not None:
+        counted = f"{_count(result.objects_locked, 'object')} ({format_size(result.bytes_locked)})"
+        locked = f"{counted} not needed any more, but locked until {local(result.locked_until)} at the latest"
     told = [
         (result.backups_removed, f"{_count(len(result.backups_removed), 'backup')} {would}removed for good"),
         (
@@ -233,6 +238,8 @@ def collection(result: "CollectResult", *, dry_run: bool) -> str:
         ),
         (result.packs_repacked, f"{_count(result.packs_repacked, 'pack')} {would}copied without what nobody needs"),
         (result.packs_spared, f"{_count(result.packs_spared, 'condemned pack')} in use again, so kept"),
+        (result.locked_until, locked),
+        (result.objects_prolonged, f"{_count(result.objects_prolonged, 'lock')} prolonged"),
         (
             result.missing_chunks,
             f"DAMAGED: {result.missing_chunks} chunks that backups need are missing; see: lab-backup verify",

@@ -37,6 +37,7 @@ class BackupSummary:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     protected_because: str = ""
+    locked_until: datetime | None = None  # only in the answer to a deletion
 
 
 def summary(backup: Backup) -> BackupSummary:

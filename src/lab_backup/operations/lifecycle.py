@@ -2,6 +2,7 @@
 
 import getpass
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from lab_backup.errors import AmbiguousError, UsageError
@@ -12,6 +13,7 @@ from lab_backup.repository.collect import UNDO_MARGIN
 from lab_backup.repository.errors import DamagedError, ProtectedError
 from lab_backup.repository.marks import MarkKind, fold
 from lab_backup.repository.repository import Repository
+from lab_backup.storage.base import ObjectLockedError, ObjectNotFoundError
 
 
 def who() -> str:
@@ -33,7 +35,8 @@ def delete(repository: Repository, spec: str, *, now: bool = False) -> BackupSum
 
     With `now` it is gone at once and for good; its space comes back by `gc`. Works on a full storage. A backup whose manifest is
     damaged can be deleted `now` only: it is given up, so that collections, which cannot tell what it needs, run again.
-    Raises ProtectedError, BackupNotFoundError, AmbiguousError, DamagedError.
+    Where the storage has locked it, it can be marked, and goes when the lock has ended: the answer says when.
+    Raises ProtectedError, BackupNotFoundError, AmbiguousError, DamagedError, ObjectLockedError for `now`.
     """
     backups = Backups(repository)
     try:
@@ -43,6 +46,13 @@ def delete(repository: Repository, spec: str, *, now: bool = False) -> BackupSum
             raise
         return _give_up(backups, spec)
     _refuse_protected(backup)
+    locked = _locked_until(repository, backup.id)
+    if now and locked is not None:
+        raise ObjectLockedError(
+            f"backup {backup.id[:12]} of {backup.manifest.source.name} is locked until {locked:%Y-%m-%d %H:%M} UTC: nobody can remove it before",
+            until=locked,
+            hint="delete it without --now: gc removes it when the lock has ended",
+        )
     if backup.state.deleted is None:
         _record(backups, backup.id, "deleted", value=True)
     if now:
@@ -55,7 +65,17 @@ def delete(repository: Repository, spec: str, *, now: bool = False) -> BackupSum
             raise
         backups.remove(backup.id)
         return summary(marked)
-    return summary(backups.find(backup.id))
+    return replace(summary(backups.find(backup.id)), locked_until=locked)
+
+
+def _locked_until(repository: Repository, backup_id: str) -> datetime | None:
+    storage = repository.storage
+    if not storage.locks:
+        return None
+    try:
+        return storage.locked_until(manifests.path(backup_id))
+    except ObjectNotFoundError:
+        return None
 
 
 def _unreadable(backups: Backups, spec: str) -> str:

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,18 @@ import msgspec
 from platformdirs import user_cache_path
 
 from lab_backup.errors import AmbiguousError, BusyError, NotFoundError, UsageError
+from lab_backup.operations.lifecycle import who
 from lab_backup.repository import repository as engine
 from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, Config, check_chunk_size
 from lab_backup.repository.create import create_repository
 from lab_backup.repository.head import read_head
+from lab_backup.repository.immutability import promise, promised
 from lab_backup.repository.keys import Kdf, KeyFile, KeySlot, Secret, keeper_slot, key_file_slot, passphrase_slot
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.unlock import KEYS, read_slots
 from lab_backup.storage.address import open_storage
+from lab_backup.storage.base import ObjectLockedError
 from lab_backup.storage.limited import LimitedStorage
 from lab_backup.storage.rate import RateLimit
 
@@ -42,6 +45,7 @@ class RepositoryInfo:
     packs: int | None = None
     chunks: int | None = None
     bytes_stored: int | None = None
+    locked_for: int | None = None  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,14 @@ def repository_info(repository: Repository) -> RepositoryInfo:
         packs=len(packs),
         chunks=repository.cache.count(),
         bytes_stored=sum(pack.size for pack in packs),
+        locked_for=int(promised(repository).total_seconds()),
     )
+
+
+def lock_backups(repository: Repository, seconds: int) -> RepositoryInfo:
+    """Promise to lock backups from now on for so long against removal by anybody, 0 for no more. Raises UsageError where the storage cannot."""
+    promise(repository, timedelta(seconds=seconds), by=who())
+    return repository_info(repository)
 
 
 def _key_info(slot: KeySlot) -> KeyInfo:
@@ -231,7 +242,11 @@ def remove_key(repository: Repository, key_id: str) -> KeyInfo:
         )
     path = f"{KEYS}/{chosen.id}"
     stored = repository.storage.read(path)
-    repository.storage.delete(path)
+    try:
+        repository.storage.delete(path)
+    except ObjectLockedError as error:
+        error.hint = "it is locked like all the rest: say `repo immutable off`, and remove it when the lock has ended"
+        raise
     # Two of us at once may each have seen the other's key: whoever finds none left puts his back.
     if not any(_counts(slot, chosen) for slot in read_slots(repository.storage)):
         repository.storage.create(path, stored)

@@ -20,6 +20,7 @@ from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.cache import Location
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import DamagedError, NewerVersionError
+from lab_backup.repository.immutability import Locks, head_objects, promised
 from lab_backup.repository.index import IndexedPack
 from lab_backup.repository.live_set import LiveSet, Place, remove_leftovers
 from lab_backup.repository.pack import ENTRY, ID, PACK_ID, pack_path
@@ -38,7 +39,7 @@ from lab_backup.repository.repository import (
 from lab_backup.repository.session import LOOK_AGAIN
 from lab_backup.repository.untrusted_json import Moment, parse
 from lab_backup.repository.walk import Walk
-from lab_backup.storage.base import NoSpaceError, ObjectInfo, ObjectNotFoundError
+from lab_backup.storage.base import NoSpaceError, ObjectInfo, ObjectLockedError, ObjectNotFoundError
 from lab_backup.units import MiB
 
 # A grace period must outlast what a writer may not have noticed (LOOK_AGAIN, twice), lists that lag and skewed clocks.
@@ -78,6 +79,10 @@ class Result:
     packs_repacked: int = 0
     bytes_live: int = 0
     missing_chunks: int = 0
+    objects_locked: int = 0  # that would be removed, if they were not locked
+    bytes_locked: int = 0
+    locked_until: datetime | None = None  # when the last of them can go
+    objects_prolonged: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -95,6 +100,8 @@ class _Survey:
     missing: int = 0
     unreadable: set[bytes] = field(default_factory=set)  # packs that might hold what is missing
     removed: set[bytes] = field(default_factory=set)  # packs that a list takes out of everybody's index
+    backups: list[str] = field(default_factory=list)  # ids of those that are not deleted
+    kept: set[bytes] = field(default_factory=set)  # packs that these need; only where locks are to be prolonged
 
 
 class Collector:
@@ -128,6 +135,8 @@ class Collector:
         self._reader = Reader(repository)
         self._now = datetime.min.replace(tzinfo=UTC)
         self._broken_indexes: set[str] = set()
+        self._locked: set[str] = set()
+        self._period = timedelta()
         self.result = Result()
 
     def run(self, *, dry_run: bool = False) -> Result:
@@ -140,7 +149,8 @@ class Collector:
         running_since = self._running_since()  # before the manifests: who has no lease any more has published
         self._step("reading the index")
         self._repository.synchronise()
-        doomed = self._expired_backups()
+        self._period = promised(self._repository)
+        doomed = [backup for backup in self._expired_backups() if not self._is_locked(manifests.path(backup.id))]
         self.result.backups_removed = [backup.id for backup in doomed]
         if not dry_run:
             mended = self._repository.mend_config()
@@ -151,6 +161,8 @@ class Collector:
         self._step("finding what is in use")
         with LiveSet(self._directory) as live:
             survey = self._mark(live, ignore={backup.id for backup in doomed} if dry_run else set())
+            if not dry_run:
+                self._prolong(survey)
             self._decide(survey, live, running_since, dry_run=dry_run)
         if not dry_run:
             self._repository.restore_reserve()
@@ -183,6 +195,55 @@ class Collector:
                     continue
                 began.append(lease.began or info.modified)
         return min(began, default=None)
+
+    # --- what is locked ---
+
+    def _is_locked(self, path: str) -> bool:
+        """Whether the object cannot go yet; then it is counted among those that will have to."""
+        storage = self._repository.storage
+        if not storage.locks:
+            return False
+        try:
+            until = storage.locked_until(path)
+        except ObjectNotFoundError:
+            return False
+        if until is not None:
+            self._count_locked(path, until)
+        return until is not None
+
+    def _count_locked(self, path: str, until: datetime) -> None:
+        result = self.result
+        if path not in self._locked:
+            self._locked.add(path)
+            result.objects_locked += 1
+            result.bytes_locked += self._repository.storage.stat(path).size
+        result.locked_until = max(until, result.locked_until or until)
+
+    def _delete(self, path: str) -> None:
+        """Delete an object, or leave it to a later collection where it is locked."""
+        try:
+            self._repository.storage.delete(path)
+        except ObjectLockedError as error:
+            self._count_locked(path, error.until)
+
+    def _prolong(self, survey: _Survey) -> None:
+        """Let everything be locked for long enough that backups need which are not deleted."""
+        locks = Locks(self._repository, self._period)
+        if not self._period:
+            return
+        storage = self._repository.storage
+        self._step("prolonging locks")
+        indexes = [info.path for info in storage.list(INDEX)]
+        lists = [info.path for prefix in (CONDEMNED, REMOVED) for info in storage.list(prefix)]
+        kept = [
+            *(pack_path(pack_id) for pack_id in sorted(survey.kept) if pack_id in survey.stored),
+            *indexes,
+            *lists,
+            *(manifests.path(backup_id) for backup_id in survey.backups),
+            *head_objects(self._repository),
+        ]
+        self.result.objects_prolonged = locks.extend(kept, now=self._now)
+        locks.forget(kept)
 
     def _clean(self) -> None:
         storage = self._repository.storage
@@ -247,11 +308,28 @@ class Collector:
         walk = Walk(self._reader, seen=live.add)
         for backup in backups:
             if backup.id not in ignore:
-                for chunk_list in backup.manifest.lists:
-                    for _ in walk.survey(chunk_list, on_damage=self._unreadable):
-                        pass
+                self._walk(walk, backup)
+        survey.backups = [backup.id for backup in backups if backup.state.deleted is None]
         self._place(live, survey)
+        if self._period:
+            survey.kept = self._needed_by(live, survey, backups)
         return survey
+
+    def _walk(self, walk: Walk, backup: Backup) -> None:
+        for chunk_list in backup.manifest.lists:
+            for _ in walk.survey(chunk_list, on_damage=self._unreadable):
+                pass
+
+    def _needed_by(self, live: LiveSet, survey: _Survey, backups: list[Backup]) -> set[bytes]:
+        """Return the packs that backups need which are not deleted: locks of the others are to run out."""
+        if len(survey.backups) == len(backups):
+            return set(survey.live)
+        with LiveSet(self._directory) as needed:
+            walk = Walk(self._reader, seen=needed.add)
+            for backup in backups:
+                if backup.state.deleted is None:
+                    self._walk(walk, backup)
+            return {place.pack for blob_id, _ in needed.places() if (place := live.place(blob_id)) is not None}
 
     def _unreadable(self, blob_id: bytes, _level: int, _offset: int, error: DamagedError) -> None:
         raise DamagedError(
@@ -331,7 +409,7 @@ class Collector:
                 ripe |= packs
         condemned = {pack for packs in lists.values() for pack in packs}
         spared = ripe & survey.live.keys()
-        removable = ripe - spared - survey.removed
+        removable = {pack for pack in ripe - spared - survey.removed if not self._is_locked(pack_path(pack))}
         unused = {
             pack_id
             for pack_id, info in survey.stored.items()
@@ -343,7 +421,8 @@ class Collector:
         # An index entry without a pack helps nobody; without this it could mislead a writer.
         removable |= {pack for pack in survey.gone if pack not in survey.live and pack not in condemned}
         if self._exclusive:
-            removable, unused = removable | unused, set()
+            locked = {pack for pack in unused if self._is_locked(pack_path(pack))}
+            removable, unused = removable | (unused - locked), locked
         sparse = self._sparse(survey, condemned | removable)
         result.packs_spared = len(spared)
         result.packs_removed, result.bytes_removed = len(removable), _size(removable, survey)
@@ -356,7 +435,7 @@ class Collector:
             return
         self._publish_index(survey.orphans)
         for path in sorted(self._broken_indexes):
-            storage.delete(path)
+            self._delete(path)
         self._step("removing")
         self._remove(removable)
         self._delete_packs(survey.removed & survey.stored.keys())  # what a killed collector left
@@ -378,7 +457,7 @@ class Collector:
                 gone |= self._list(Kind.REMOVED, info.path)
         for info, packs in lists.items():
             if all(pack in gone or (pack not in survey.stored and pack not in survey.tables) for pack in packs):
-                self._repository.storage.delete(info.path)
+                self._delete(info.path)
 
     def _drop_unreadable(self) -> None:
         """Delete damaged lists of condemned packs, without which backups cannot run, and damaged records of damage.
@@ -387,7 +466,7 @@ class Collector:
         """
         for path in sorted(self._repository.unreadable):
             if not path.startswith(f"{REMOVED}/"):
-                self._repository.storage.delete(path)
+                self._delete(path)
                 self.result.notes.append(f"{path} was damaged and is dropped")
 
     def _list(self, kind: Kind, path: str) -> set[bytes]:
@@ -422,7 +501,7 @@ class Collector:
 
     def _delete_packs(self, packs: set[bytes]) -> None:
         for pack_id in sorted(packs):
-            self._repository.storage.delete(pack_path(pack_id))
+            self._delete(pack_path(pack_id))
 
     def _condemn(self, packs: set[bytes]) -> None:
         if packs:
@@ -452,7 +531,9 @@ class Collector:
         self.result.packs_condemned -= left
         self.result.packs_repacked -= left
         if self._exclusive:
-            self._remove(copied)
+            locked = {pack_id for pack_id in copied if self._is_locked(pack_path(pack_id))}
+            self._remove(copied - locked)
+            self._condemn(locked - spared)
         else:
             self._condemn(copied - spared)
 
@@ -521,7 +602,7 @@ class Collector:
         stale = [info for info, packs in needed.items() if info in many or packs & removed]
         self._merge(stale, {pack for info in stale for pack in needed[info]} - removed)
         for info in (*superseded, *(stale if self._exclusive else ())):
-            storage.delete(info.path)
+            self._delete(info.path)
             del objects[info]
         named = set().union(*objects.values())
         self._drop_removed(named)
@@ -555,7 +636,7 @@ class Collector:
             packs = self._list(Kind.REMOVED, info.path)
             old = self._exclusive or self._age(info) >= keep
             if old and not packs & named and not any(map(self._is_stored, sorted(packs))):
-                self._repository.storage.delete(info.path)
+                self._delete(info.path)
 
     def _forget_damage(self, known: set[bytes]) -> None:
         """Drop records of damage that speak only of packs that are gone for good."""
@@ -565,7 +646,7 @@ class Collector:
             except (DamagedError, ObjectNotFoundError):
                 continue
             if not any(bytes.fromhex(pack) in known for pack in (*record.packs, *(pack for pack, _ in record.blobs))):
-                self._repository.storage.delete(info.path)
+                self._delete(info.path)
 
 
 def _pack_id(path: str) -> bytes | None:

@@ -35,6 +35,7 @@ class Kind(IntEnum):
     REMOVED = 5
     DAMAGED = 6
     LEASE = 7
+    IMMUTABILITY = 8
 
 
 def seal(payload: bytes, *, kind: Kind, path: str, repository_id: bytes, key: bytes) -> bytes:

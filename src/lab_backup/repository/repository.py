@@ -29,6 +29,7 @@ from lab_backup.storage.base import (
     NoSpaceError,
     ObjectExistsError,
     ObjectInfo,
+    ObjectLockedError,
     ObjectNotFoundError,
     StorageBackend,
     StorageError,
@@ -366,7 +367,8 @@ class Repository:
         try:
             return self.storage.stat(path).modified
         finally:
-            self.storage.delete(path)
+            with suppress(ObjectLockedError):  # where everything is locked from the start
+                self.storage.delete(path)
 
     def storage_full_safe(self, write: Callable[[], object]) -> None:
         """Call `write`; where the storage is full, give up the reserve and call it again."""

@@ -28,6 +28,7 @@ from lab_backup.repository.disk_writer import DiskWriter
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import ChunkMissingError, DamagedError, LostRaceError, RepositoryError
 from lab_backup.repository.file_tree_writer import FileTreeWriter, WrittenTree
+from lab_backup.repository.immutability import Locks, promised
 from lab_backup.repository.live_set import LiveSet
 from lab_backup.repository.manifest import ChunkLengths, Entry, FileEntry, Manifest, StreamEntry, TreeEntry
 from lab_backup.repository.marks import State
@@ -102,6 +103,7 @@ class BackupSession:
         self._lease = f"{LEASES}/{backup_id}"
         self._began: str | None = None  # by the storage's clock
         self._inherits = False
+        self._period = timedelta()
         self._held_by: str | None = None
         self._looked = -LOOK_AGAIN
 
@@ -111,6 +113,7 @@ class BackupSession:
             self._repository.mend_config()
             # The repository may have been open for long: what is condemned or damaged by now must not be relied on.
             self._look()
+            self._period = promised(self._repository)
         except BaseException:
             self.__exit__()
             raise
@@ -391,6 +394,8 @@ class BackupSession:
         payload = manifests.encode(manifest)
         path = manifests.path(manifest.backup)
         storage = self._repository.storage
+        locks = Locks(self._repository, self._period)
+        locks.extend((*self._packer.indexes, *map(self._pack_path, sorted(self._used()))), now=looked)
         try:
             storage.create(path, self._repository.seal(Kind.MANIFEST, path, payload))
         except ObjectExistsError:
@@ -401,7 +406,11 @@ class BackupSession:
             manifest = there
         if (storage.stat(path).modified - looked).total_seconds() > LOOK_AGAIN:
             self._vet(manifest)
+        locks.extend([path], now=looked)
         return Backup(manifest, State(), manifests.checksum(payload))
+
+    def _pack_path(self, number: int) -> str:
+        return self._repository.cache.pack(number).path
 
     def _vet(self, manifest: Manifest) -> None:
         """Look again at all that a backup refers to which was published too long after the last look; withdraw it if anything is gone."""

@@ -10,7 +10,7 @@ from lab_backup.cli import printing
 from lab_backup.cli.exit_codes import ExitCode
 from lab_backup.cli.opening import opened
 from lab_backup.cli.options import BackupArgument, JsonOption, PassphraseFileOption, RepoOption
-from lab_backup.cli.tables import SHORT_ID
+from lab_backup.cli.tables import SHORT_ID, local
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,5 +74,12 @@ def _change(
 ) -> ExitCode:
     with opened(repo, passphrase_file) as repository:
         changed = change(repository, backup)
-    printing.show(changed, lambda item: f"Backup {item.backup[:SHORT_ID]} of {item.source} {said}.", as_json=as_json)
+    locked = (
+        ""
+        if changed.locked_until is None
+        else f" It is locked until {local(changed.locked_until)}, and stays until then."
+    )
+    printing.show(
+        changed, lambda item: f"Backup {item.backup[:SHORT_ID]} of {item.source} {said}.{locked}", as_json=as_json
+    )
     return ExitCode.DONE

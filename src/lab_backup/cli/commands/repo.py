@@ -16,7 +16,7 @@ from lab_backup.cli.opening import given_secret, opened
 from lab_backup.cli.options import JsonOption, PassphraseFileOption, RepoOption, examples
 from lab_backup.cli.passphrase import NEW_VARIABLE, read_passphrase
 from lab_backup.errors import UsageError
-from lab_backup.units import parse_size
+from lab_backup.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from lab_backup.repository.keys import Secret
@@ -120,6 +120,33 @@ def info(repo: RepoOption, passphrase_file: PassphraseFileOption = None, as_json
 
     with opened(repo, passphrase_file) as repository:
         printing.show(repository_info(repository), tables.repository, as_json=as_json)
+    return ExitCode.DONE
+
+
+@app.command(
+    epilog=examples(
+        "lab-backup repo immutable 30d --repo s3://backups/lab?endpoint=https://s3.example",
+        "lab-backup repo immutable off --repo /srv/backups",
+    )
+)
+def immutable(
+    period: Annotated[str, typer.Argument(metavar="TIME", help="Such as 30d; `off` for no longer.")],
+    repo: RepoOption,
+    passphrase_file: PassphraseFileOption = None,
+    as_json: JsonOption = False,
+) -> ExitCode:
+    """Lock backups for a time, in which nobody can remove them: neither by this program nor past it.
+
+    Needs a bucket with Object Lock, or a local file system with immutable files, as root. Run `gc` more often than a quarter of the time:
+    it prolongs the locks of what newer backups still need. A lock that is laid stays until it ends.
+    """
+    from lab_backup.operations.repositories import lock_backups
+
+    seconds = 0 if period == "off" else parse_duration(period)
+    if period != "off" and seconds <= 0:
+        raise UsageError("that is no time at all", hint="to lock no more, say: off")
+    with opened(repo, passphrase_file) as repository:
+        printing.show(lock_backups(repository, seconds), tables.repository, as_json=as_json)
     return ExitCode.DONE
 
 

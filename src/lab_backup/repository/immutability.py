@@ -1,0 +1,138 @@
+"""How long what a backup needs cannot be removed by anybody: the repository's promise, and the storage's locks that keep it.
+
+Locks are laid on what is new, and prolonged in steps on what newer backups still need. Why that suffices is in `docs/format/immutability.md`.
+"""
+
+import secrets
+import struct
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import msgspec
+
+from lab_backup.errors import UsageError
+from lab_backup.repository.config import COPY, PATH
+from lab_backup.repository.envelope import Kind
+from lab_backup.repository.errors import DamagedError, RepositoryError
+from lab_backup.repository.repository import Repository
+from lab_backup.repository.unlock import KEYS
+from lab_backup.repository.untrusted_json import parse
+from lab_backup.storage.base import ObjectInfo, ObjectLockedError, ObjectNotFoundError
+
+IMMUTABILITY = "immutability"
+STEPS = 4  # a lock is laid for a quarter longer than promised, and prolonged when that quarter is over
+MAX_PERIOD = timedelta(days=36_500)
+_KNOWN = "locked/"  # in the local copy: until when we have seen an object locked; never in the storage
+_UNTIL = struct.Struct("<d")
+
+
+class Statement(msgspec.Struct, frozen=True):
+    """The object that says how long: `seconds` (0: not at all). `time` and `by` are for people."""
+
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=int(MAX_PERIOD.total_seconds()))]
+    time: str = ""
+    by: str = ""
+
+
+def promised(repository: Repository) -> timedelta:
+    """Return for how long backups in this repository are locked; nothing where they are not.
+
+    The newest readable statement counts. Raises DamagedError where there are statements, but none can be read.
+    """
+    newest = timedelta()
+    failure: DamagedError | None = None
+    for info in sorted(repository.storage.list(IMMUTABILITY), key=_age):
+        try:
+            statement = parse(repository.get_object(Kind.IMMUTABILITY, info.path), Statement, info.path)
+        except ObjectNotFoundError:
+            continue
+        except DamagedError as error:
+            failure = error
+            continue
+        newest, failure = timedelta(seconds=statement.seconds), None
+    if failure is not None:
+        raise DamagedError(
+            f"it cannot be read how long backups are to be locked ({failure})",
+            hint="say it again: lab-backup repo immutable 30d",
+        )
+    return newest
+
+
+def promise(repository: Repository, period: timedelta, *, by: str) -> None:
+    """Promise from now on to lock backups for `period`, or with none to lock them no more. Locks that are there stay until they end.
+
+    Locks what opens the repository; its data is locked by the next backup and the next collection. Raises UsageError where the storage cannot lock.
+    """
+    storage = repository.storage
+    if not timedelta() <= period <= MAX_PERIOD:
+        raise UsageError(f"backups cannot be locked for {period}", hint=f"at most {MAX_PERIOD.days} days")
+    if period and not storage.locks:
+        raise UsageError(
+            f"{storage.url} cannot lock objects",
+            hint="use a bucket that was made with Object Lock, or a local file system with immutable files, as root",
+        )
+    before = list(storage.list(IMMUTABILITY))
+    path = f"{IMMUTABILITY}/{secrets.token_hex(16)}"
+    time = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    statement = Statement(seconds=int(period.total_seconds()), time=time, by=by)
+    repository.put_object(Kind.IMMUTABILITY, path, msgspec.json.encode(statement))
+    Locks(repository, period).extend(head_objects(repository), now=storage.stat(path).modified)
+    for info in before:
+        try:
+            storage.delete(info.path)
+        except ObjectLockedError:
+            continue  # it is older than ours, which is all that counts
+
+
+def head_objects(repository: Repository) -> list[str]:
+    """Return the objects without which nothing can be opened: config, its copy, keys, and the promise itself."""
+    storage = repository.storage
+    found = [info.path for prefix in (KEYS, IMMUTABILITY) for info in storage.list(prefix)]
+    return [*found, *(path for path, size in repository.sizes([PATH, COPY]) if size is not None)]
+
+
+def _age(info: ObjectInfo) -> tuple[datetime, str]:
+    return info.modified, info.path
+
+
+class Locks:
+    """Lays and prolongs locks. Remembers what it has seen locked, so that nothing is asked for again before its time."""
+
+    def __init__(self, repository: Repository, period: timedelta) -> None:
+        """Lock for `period`; for none nothing is done at all."""
+        self._repository = repository
+        self._period = period
+
+    def extend(self, paths: Iterable[str], *, now: datetime) -> int:
+        """Let each of these objects be locked for at least the period from `now`, the storage's time; return how many had to be prolonged.
+
+        What is locked for long enough already costs no request. Raises RepositoryError where the storage cannot lock any more, and
+        ObjectNotFoundError.
+        """
+        if not self._period:
+            return 0
+        storage, cache = self._repository.storage, self._repository.cache
+        until, enough = now + self._period * (STEPS + 1) / STEPS, now + self._period
+        due = [path for path in sorted(set(paths)) if (known := self._known(path)) is None or known < enough]
+        if not due:
+            return 0
+        if not storage.locks:
+            raise RepositoryError(
+                f"this repository promises to lock its backups, but {storage.url} cannot lock objects",
+                hint="check the credentials and the bucket, or take the promise back: lab-backup repo immutable off",
+            )
+        with ThreadPoolExecutor(storage.concurrency, thread_name_prefix="lock") as pool:
+            list(pool.map(lambda path: storage.lock(path, until), due))
+        cache.put_objects({f"{_KNOWN}{path}": _UNTIL.pack(until.timestamp()) for path in due})
+        return len(due)
+
+    def _known(self, path: str) -> datetime | None:
+        data = self._repository.cache.get_object(f"{_KNOWN}{path}")
+        return datetime.fromtimestamp(_UNTIL.unpack(data)[0], UTC) if data is not None else None
+
+    def forget(self, present: Iterable[str]) -> None:
+        """Forget what is known of objects other than `present`."""
+        if self._period:
+            self._repository.cache.drop_objects(_KNOWN, {f"{_KNOWN}{path}" for path in present})
