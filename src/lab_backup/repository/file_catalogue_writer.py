@@ -4,9 +4,12 @@ from collections import deque
 from concurrent.futures import Future
 from typing import NamedTuple
 
+import msgspec
+
+from lab_backup.path_text import shown
 from lab_backup.repository.chunk_store import ChunkStore, Counts
 from lab_backup.repository.errors import DamagedError, RepositoryError
-from lab_backup.repository.file_rows import Position, Row, encode_chunk, encode_row, ends_chunk
+from lab_backup.repository.file_rows import MAX_ROW, Position, Row, encode_chunk, encode_row, ends_chunk
 from lab_backup.repository.stream_tree import Link, StreamBuilder, StreamRef
 from lab_backup.repository.stream_writer import ChunkThreads, Stored
 
@@ -31,9 +34,10 @@ class CatalogueWriter:
         self._path = b""
         self._line: deque[_Chunk] = deque()
         self.names = 0
+        self.stripped: list[bytes] = []  # whose attributes are not stored
 
     def add(self, row: Row) -> None:
-        """Append a row. Raises RepositoryError where no reader would take it at this place."""
+        """Append a row; one that is longer than any reader takes loses its attributes. Raises RepositoryError where no reader would take it."""
         try:
             self._position.pass_by(row)
         except DamagedError as error:
@@ -41,6 +45,14 @@ class CatalogueWriter:
                 f"this tree of files cannot be stored, as its source gives it: {error}", hint="report this as a bug"
             ) from error
         data = encode_row(row)
+        if len(data) > MAX_ROW and row.xattrs:
+            self.stripped.append(row.path)
+            data = encode_row(msgspec.structs.replace(row, xattrs={}))
+        if len(data) > MAX_ROW:
+            raise RepositoryError(
+                f"{shown(row.path)[:100]}... in this tree of files has too long a name to be stored",
+                hint="remove it, or leave the tree out",
+            )
         if self._rows and ends_chunk(self._path, len(self._rows), self._size, len(data)):
             self._close()
         self._rows.append(data)

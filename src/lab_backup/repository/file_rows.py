@@ -50,7 +50,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     @property
     def stored(self) -> int:
         """How many bytes of the tree's contents are this file's."""
-        return sum(self.runs[::2])
+        runs = self.runs
+        return runs[0] if len(runs) == 1 else sum(runs[::2])
 
     @property
     def record(self) -> FileRecord:
@@ -131,7 +132,7 @@ def decode_chunk(data: bytes | bytearray | memoryview, weight: int, after: "Posi
         raise _forged(f"it is not valid: {error}") from error
     for row in rows:
         after.pass_by(row)
-    if sum(row.stored for row in rows) != weight:
+    if sum([row.stored for row in rows]) != weight:
         raise _forged("a part of it does not have the contents that its place asks for")
     return rows
 
@@ -142,9 +143,8 @@ class Position:
     def __init__(self) -> None:
         """Begin before the first row."""
         self._last: bytes | None = None
-        self._open: list[bytes] | None = (
-            None  # the folders that lead here; None: not known, as the reader began in the middle
-        )
+        # The folders that lead here, the root first; empty where they are not known, as the reader began in the middle.
+        self._open: list[bytes] = []
 
     @classmethod
     def in_the_middle(cls) -> "Position":
@@ -155,25 +155,33 @@ class Position:
 
     def pass_by(self, row: Row) -> None:
         """Go on to `row`. Raises DamagedError where it cannot be there."""
-        names = row.path.split(b"/") if row.path else []
-        if any(name in {b"", b".", b".."} or b"\0" in name for name in names):
-            raise _forged(f"{shown(row.path)} is no name in a tree")
-        key = order(row.path)
+        path = row.path
+        key = order(path)
         if self._last is None:
-            if names or row.kind is not FileKind.DIRECTORY:
+            if path or row.kind is not FileKind.DIRECTORY:
                 raise _forged("it does not begin with the folder itself")
-            self._open = []
+            self._open = [b""]
+        elif not _is_name(path):
+            raise _forged(f"{shown(path)} is no name in a tree")
         elif key <= self._last:
-            raise _forged(f"{shown(row.path)} is not in its place, or there twice")
-        self._last = key
-        if self._open is not None and names:
-            while self._open and self._open != names[: len(self._open)]:
+            raise _forged(f"{shown(path)} is not in its place, or there twice")
+        elif self._open:
+            folder = path.rpartition(b"/")[0]
+            # What lies in a folder lies together: who left it does not come back.
+            while self._open and self._open[-1] != folder:
                 self._open.pop()
-            if len(self._open) != len(names) - 1:
-                raise _forged(f"{shown(row.path)} lies in something that is no folder")
+            if not self._open:
+                raise _forged(f"{shown(path)} lies in something that is no folder")
             if row.kind is FileKind.DIRECTORY:
-                self._open.append(names[-1])
+                self._open.append(path)
+        self._last = key
         _check_kind(row, key)
+
+
+def _is_name(path: bytes) -> bool:
+    """Whether this is the path of something below the root."""
+    framed = b"/" + path + b"/"
+    return b"//" not in framed and b"/./" not in framed and b"/../" not in framed and b"\0" not in path
 
 
 def _check_kind(row: Row, key: bytes) -> None:
@@ -182,10 +190,8 @@ def _check_kind(row: Row, key: bytes) -> None:
             raise _forged(f"{shown(row.path)} has another length than its parts")
     elif row.runs:
         raise _forged(f"{shown(row.path)} is no file, but has a content")
-    if row.kind is FileKind.HARDLINK:
-        names = row.target.split(b"/")
-        if order(row.target) >= key or any(name in {b"", b".", b".."} or b"\0" in name for name in names):
-            raise _forged(f"{shown(row.path)} is a link to what did not come before it")
+    if row.kind is FileKind.HARDLINK and (order(row.target) >= key or not _is_name(row.target)):
+        raise _forged(f"{shown(row.path)} is a link to what did not come before it")
 
 
 def _forged(why: str) -> DamagedError:

@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import msgspec
-
 from lab_backup.filetree import FileKind, FileRecord, FileTree
 from lab_backup.path_text import NameLists
 from lab_backup.repository.chunk_store import ChunkStore, Counts
@@ -19,7 +17,7 @@ from lab_backup.repository.disk_writer import default_threads
 from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.file_catalogue_writer import CatalogueWriter
 from lab_backup.repository.file_contents_writer import ContentsWriter
-from lab_backup.repository.file_rows import MAX_ROW, Row, encode_row, order, row_of
+from lab_backup.repository.file_rows import Row, order, row_of
 from lab_backup.repository.manifest import ChunkLengths, StreamRoot, TreeEntry
 from lab_backup.repository.reader import Reader
 from lab_backup.repository.repository import Repository
@@ -96,6 +94,10 @@ class FileTreeWriter:
             run.run(tree)
             contents = run.contents.finish()
             catalogue = run.catalogue.finish()
+        for path in run.catalogue.stripped:
+            run.unstored.add(
+                "stored without their extended attributes, which are larger than a file system can have", path
+            )
         warnings = run.unstored.sentences()
         if known is not None and known.damage is not None:
             warnings.append(f"{name}: the last backup is damaged ({known.damage}); what it does not tell was read anew")
@@ -191,16 +193,9 @@ class _Run:
                 self._advance(row.stored)
 
     def _add(self, row: Row) -> None:
-        if _weight(row) > MAX_ROW // 2 and len(encode_row(row)) > MAX_ROW:
-            # Only a forged file system has these; a reader must be able to rely on a limit.
-            row = msgspec.structs.replace(row, xattrs={})
-            self.unstored.add("stored without their extended attributes, which are far too large", row.path)
         self.catalogue.add(row)
-        self.bytes_total += row.size if row.kind is FileKind.FILE else 0
-
-
-def _weight(row: Row) -> int:
-    return len(row.path) + len(row.target) + sum(len(name) + len(value) for name, value in row.xattrs.items())
+        if row.kind is FileKind.FILE:
+            self.bytes_total += row.size
 
 
 class _Unchanged(NamedTuple):
@@ -275,7 +270,7 @@ class _Pieces:
                 continue
             skipped = start - here.offset
             length = min(here.link.length - skipped, stop - start)
-            links.append(here.link._replace(skip=here.link.skip + skipped, length=length))
+            links.append(Link(here.link.id, here.link.skip + skipped, length))
             start += length
         return links
 
