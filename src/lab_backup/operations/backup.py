@@ -11,9 +11,8 @@ from pathlib import Path
 from lab_backup import __version__
 from lab_backup.extent import Extent, total, union
 from lab_backup.operations.catalogue import BackupSummary, summary
-from lab_backup.operations.lifecycle import who
 from lab_backup.operations.progress import Progress, Silent
-from lab_backup.policy.anomaly import HISTORY, MIN_CHANGE, Profile, judge
+from lab_backup.operations.suspicion import protect_last_good, suspect
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.chunk_store import Counts
 from lab_backup.repository.errors import DamagedError
@@ -28,7 +27,6 @@ from lab_backup.sources.libvirt.plan import DiskPlan
 from lab_backup.sources.libvirt.source import identify_vm, open_vm
 from lab_backup.sources.libvirt.source import plan_vm as plan_domain
 from lab_backup.sources.source import DiskExport, OpenSource, Previous, PreviousDisk, Quiesce
-from lab_backup.storage.base import StorageError
 
 # Chunks that the bitmap calls unchanged and that are read all the same, to catch one that lies. Few, so that a small
 # increment stays small; a bitmap that misses 1 % of a disk is caught after some ten backups, one that misses all at once.
@@ -147,14 +145,15 @@ def run_backup(
         files = tuple(session.write_file(file.name, file.data) for file in source.configuration)
         session.flush()
         source.check()
-        suspicion = _suspicion(backups, source, counts, sum(disk.size for disk in disks))
+        info = SourceInfo(kind=source.kind, id=source.source_id, name=source.name, host=source.host)
+        suspicion = suspect(backups, info, counts, sum(disk.size for disk in disks))
         warnings += suspicion.warnings
         manifest = Manifest(
             version=VERSION,
             backup=backup_id,
             repository=repository.config.id,
             time=moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            source=SourceInfo(kind=source.kind, id=source.source_id, name=source.name, host=source.host),
+            source=info,
             kind="incremental" if any(disk.kind == "incremental" for disk in disks) else "full",
             consistency=source.consistency,
             parent=latest.id if latest and any(disk.kind == "incremental" for disk in disks) else None,
@@ -178,67 +177,12 @@ def run_backup(
         )
         backup = session.publish(manifest)
         source.commit()
-    unprotected = _protect_last_good(backups, suspicion, backup_id)
+    unprotected = protect_last_good(backups, suspicion, backup_id)
     # What went wrong after the backup was safe is told, but the manifest cannot change any more.
     late = tuple(text for text in source.warnings if text not in manifest.warnings)
     noted = tuple(text for text in source.notes if text not in manifest.notes)
     result = summary(backup)
     return replace(result, warnings=(*result.warnings, *late, *unprotected), notes=(*result.notes, *noted))
-
-
-@dataclass(frozen=True, slots=True)
-class _Suspicion:
-    """What is odd about a backup, and the backup before it that is to be kept for that."""
-
-    last_good: Backup | None = None
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def _suspicion(backups: Backups, source: OpenSource, counts: Counts, bytes_total: int) -> _Suspicion:
-    """Compare what is about to become a backup with the earlier ones of its source."""
-    profile = Profile(bytes_total, counts.bytes_new, counts.bytes_new_stored, counts.entropy)
-    if profile.change <= MIN_CHANGE:  # no jump, whatever was before: not worth a look
-        return _Suspicion()
-    earlier = [
-        backup
-        for backup in backups.all()
-        if (backup.manifest.source.kind, backup.manifest.source.id) == (source.kind, source.source_id)
-        and backup.state.deleted is None
-    ]
-    level = judge(profile, [known for backup in earlier if (known := _profile(backup.manifest)) is not None][-HISTORY:])
-    said = f"{profile.change:.0%} of {source.name} is new data, far more than usual"
-    if level == "note":
-        return _Suspicion(notes=(said,))
-    good = [backup for backup in earlier if not backup.manifest.statistics.anomaly]
-    if level == "normal" or not good:
-        return _Suspicion()
-    warning = (
-        f"{said}, and it looks encrypted or otherwise random. If nobody did that on purpose, suspect malware. "
-        f"Backup {good[-1].id[:12]}, the last one before, is protected from deletion until: lab-backup unprotect"
-    )
-    return _Suspicion(good[-1], (warning,))
-
-
-def _profile(manifest: Manifest) -> Profile | None:
-    known = manifest.statistics
-    if known.bytes_new is None or known.bytes_new_stored is None:
-        return None
-    return Profile(known.bytes_total, known.bytes_new, known.bytes_new_stored, known.entropy)
-
-
-def _protect_last_good(backups: Backups, suspicion: _Suspicion, backup_id: str) -> tuple[str, ...]:
-    """Protect the backup before a suspicious one; return warnings where that failed."""
-    good = suspicion.last_good
-    if good is None or good.state.protected:
-        return ()
-    time = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    reason = f"the last backup before {backup_id[:12]}, whose new data looks encrypted"
-    try:
-        backups.mark(good.id, "protected", value=True, time=time, by=who(), reason=reason)
-    except StorageError as error:
-        return (f"backup {good.id[:12]} could not be protected ({error}); do so: lab-backup protect {good.id[:12]}",)
-    return ()
 
 
 def _plan(repository: Repository, export: DiskExport, latest: Backup | None, warnings: list[str]) -> _Plan:

@@ -188,6 +188,13 @@ class BackupSession:
         )
         return entry, counts
 
+    def keep_stream(self, entry: StreamEntry) -> bool:
+        """Take over a stream of an earlier backup in this repository as it is; False where a part of it is gone or damaged: it must be stored anew."""
+        try:
+            return all(self._chunks.rely_on(found.id) for found in Walk(self._reader).blobs(entry.stream))
+        except DamagedError:
+            return False
+
     def write_file_tree(
         self,
         name: str,

@@ -16,6 +16,7 @@ class Consistency(StrEnum):
     APPLICATION = "application"  # applications were told to flush (guest hooks, VSS)
     FILESYSTEM = "filesystem"  # file systems were frozen
     CRASH = "crash"  # as if the power had failed
+    FUZZY = "fuzzy"  # read while it was written to: each file as it was at another moment
 
 
 class Quiesce(StrEnum):

@@ -131,6 +131,11 @@ class PieceReader:
         return data
 
 
+def id_of(config: bytes) -> str:
+    """Return the id of the image that has this configuration: its hash (OCI image specification)."""
+    return hashlib.sha256(config).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
     """A layer in a backup: its digest, its size in bytes, and how to read it."""
@@ -148,7 +153,7 @@ def archive_of(config: bytes, layers: Iterable[StoredLayer], names: Iterable[str
         yield _header(listed[-1], layer.size)
         yield from layer.pieces()
         yield bytes(-layer.size % tarfile.BLOCKSIZE)
-    config_name = f"{hashlib.sha256(config).hexdigest()}.json"
+    config_name = f"{id_of(config)}.json"
     manifest = json.dumps([{"Config": config_name, "RepoTags": list(names), "Layers": listed}]).encode()
     for name, data in ((config_name, config), ("manifest.json", manifest)):
         yield _header(name, len(data)) + data + bytes(-len(data) % tarfile.BLOCKSIZE)

@@ -1,5 +1,7 @@
 """What a backup says about a container besides its files: JSON that outlives this program, and that a restore does not trust."""
 
+import re
+from hashlib import sha256
 from typing import Annotated, Any
 
 import msgspec
@@ -10,6 +12,11 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Json = dict[str, Any]
 
 VERSION = 1
+CONTAINER = "container.json"
+IMAGE = "image.json"
+ROOTFS = "rootfs"
+_LAYER = "layer."
+_LONGEST = 128  # characters in the name of a part of a backup
 
 
 class SavedVolume(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,3 +58,26 @@ class SavedContainer(msgspec.Struct, frozen=True, kw_only=True):
     secrets: tuple[str, ...] = ()
     pod: Json | None = None
     units: dict[str, str] = {}
+
+
+def layer_name(digest: str) -> str:
+    """Return what a layer is called in a backup."""
+    return f"{_LAYER}{digest}"
+
+
+def volume_name(name: str) -> str:
+    """Return what the volume `name` is called in a backup."""
+    return _part(f"volume.{name}")
+
+
+def bind_name(destination: str) -> str:
+    """Return what the bind mount at `destination` is called in a backup."""
+    return _part(f"bind.{destination}")
+
+
+def _part(name: str) -> str:
+    """Return `name`, made short and plain where it is not; then a hash keeps two of them apart."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    if plain == name and len(name) <= _LONGEST:
+        return name
+    return f"{plain[: _LONGEST - 17]}.{sha256(name.encode()).hexdigest()[:16]}"
