@@ -14,6 +14,7 @@ from lab_backup.cli.commands import (
     backup,
     catalogue,
     checkpoints,
+    containers,
     demo,
     export,
     gc,
@@ -32,7 +33,7 @@ from lab_backup.cli.signals import interruptible
 
 NAME = "lab-backup"
 ORDER = (
-    "repo", "backup", "list", "show", "restore", "verify", "delete", "undelete", "protect", "unprotect",
+    "repo", "backup", "list", "show", "files", "restore", "verify", "delete", "undelete", "protect", "unprotect",
     "prune", "gc", "replicate", "export", "storage", "checkpoints", "demo",
 )  # fmt: skip
 
@@ -132,6 +133,41 @@ app.command(
     epilog=examples("lab-backup list --repo /srv/backups", "lab-backup list --source vm/web --json | jq .backups"),
 )(catalogue.list_backups)
 app.command("show", epilog=examples("lab-backup show latest:vm/web --repo /srv/backups"))(catalogue.show)
+app.command(
+    "files",
+    short_help="List the files in a backup of a container.",
+    epilog=examples(
+        "lab-backup files latest:container/web --repo /srv/backups --volume web-data",
+        "lab-backup files latest:container/web --repo /srv/backups --rootfs etc --recursive",
+    ),
+)(containers.list_files)
+backup.app.command(
+    "container",
+    epilog=examples(
+        "lab-backup backup container web --repo /srv/backups",
+        "lab-backup backup container db --repo /srv/backups --pre 'psql -U postgres -c CHECKPOINT'",
+        "lab-backup backup container web --repo /srv/backups --stop --volumes web-data,web-config --bind-mounts",
+    ),
+)(containers.backup)
+restore.app.command(
+    "container",
+    epilog=examples(
+        "lab-backup restore container latest:container/web --repo /srv/backups --start",
+        "lab-backup restore container latest:container/web --repo /srv/backups --dry-run",
+        "lab-backup restore container 8f41b7c24cbd --repo /srv/backups --name web-again --volume-suffix -again",
+    ),
+)(containers.restore)
+restore.app.command(
+    "volume",
+    epilog=examples("lab-backup restore volume latest:container/web web-data --repo /srv/backups --to web-data-again"),
+)(containers.volume)
+restore.app.command(
+    "files",
+    epilog=examples(
+        "lab-backup restore files latest:container/web etc/nginx --repo /srv/backups --rootfs --to /tmp/nginx",
+        "lab-backup restore files latest:container/db pgdata/postgresql.conf --repo /srv/backups --volume db --to /tmp/conf",
+    ),
+)(containers.files)
 app.add_typer(restore.app, name="restore")
 app.command(
     "verify",

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from lab_backup.operations.checkpoints import Checkpoint
     from lab_backup.operations.collect import CollectResult
     from lab_backup.operations.export import ExportResult
+    from lab_backup.operations.files import ListedFile
     from lab_backup.operations.prune import PruneResult
     from lab_backup.operations.replicate import ReplicateResult
     from lab_backup.operations.repositories import KeyInfo, RepositoryInfo
     from lab_backup.operations.restore import RestoreResult
+    from lab_backup.operations.restore_container import ContainerResult
     from lab_backup.operations.storage_test import StorageReport
     from lab_backup.operations.verify import VerifyResult
     from lab_backup.sources.libvirt.plan import DiskPlan
@@ -171,11 +173,57 @@ def made(item: "BackupSummary") -> str:
     """Say what a backup has done, in a few lines."""
     head = f"Backup {item.backup[:SHORT_ID]} of {item.source_kind}/{item.source}: {item.kind}, {_consistent(item.consistency)}"
     sizes = (
-        f"  {format_size(item.bytes_total)} in {_count(len(item.disks), 'disk')}, {format_size(item.bytes_read)} read, "
+        f"  {format_size(item.bytes_total)} in {_parts(item)}, {format_size(item.bytes_read)} read, "
         f"{format_size(item.bytes_stored)} stored, in {format_duration(item.duration_seconds)}"
     )
     whole = [f"  {disk.name} was read whole: {disk.reason}" for disk in item.disks if disk.reason]
     return "\n".join([head, sizes, *whole])
+
+
+def _parts(item: "BackupSummary") -> str:
+    """Count what a backup consists of."""
+    kinds = ((item.disks, "disk"), (item.trees, "file tree"), (item.streams, "layer"))
+    return ", ".join(_count(len(entries), noun) for entries, noun in kinds if entries) or "no disk"
+
+
+def container(result: "ContainerResult", *, dry_run: bool) -> str:
+    """Say what a restore of a container has done, or would do."""
+    made = [f"volume {name}" for name in result.volumes] + [f"network {name}" for name in result.networks]
+    made += ["its image"] if result.image_loaded else []
+    if not result.container:
+        return f"{', '.join(made)} of {result.source} is restored."
+    with_it = f", with {', '.join(made)}" if made else ""
+    if not dry_run:
+        state = "and runs" if result.started else "and is not started"
+        return f"Container {result.container} is restored{with_it}, {state}."
+    lines = [f"Container {result.container} would be restored{with_it}."]
+    lines += [f"in the way: {what}" for what in result.conflicts]
+    lines += [f"would be replaced: {what}" for what in result.replaces]
+    return "\n".join(lines)
+
+
+def files(listed: "Sequence[ListedFile]") -> str:
+    """List files, as `ls -l` does."""
+    letters = {
+        "directory": "d",
+        "symlink": "l",
+        "fifo": "p",
+        "socket": "s",
+        "character": "c",
+        "block": "b",
+        "hardlink": "h",
+    }
+    rows = [
+        (
+            letters.get(file.kind, "-") + file.mode,
+            f"{file.uid}:{file.gid}",
+            format_size(file.size) if file.kind == "file" else "",
+            datetime.fromtimestamp(file.mtime).astimezone().strftime("%Y-%m-%d %H:%M") if file.mtime else "",
+            f"{file.path} -> {file.target}" if file.target else file.path,
+        )
+        for file in listed
+    ]
+    return table(["MODE", "OWNER", "SIZE", "CHANGED", "NAME"], rows, right=(2,)) if rows else "There is nothing in it."
 
 
 def _consistent(consistency: str) -> str:

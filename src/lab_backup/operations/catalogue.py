@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from lab_backup.repository.backups import Backup, Backups
-from lab_backup.repository.manifest import DiskEntry, FileEntry
+from lab_backup.repository.manifest import DiskEntry, FileEntry, StreamEntry, TreeEntry
 from lab_backup.repository.marks import Verification
 from lab_backup.repository.repository import Repository
 
@@ -38,6 +38,8 @@ class BackupSummary:
     notes: tuple[str, ...]
     protected_because: str = ""
     locked_until: datetime | None = None  # only in the answer to a deletion
+    streams: tuple[StreamEntry, ...] = ()
+    trees: tuple[TreeEntry, ...] = ()
 
 
 def summary(backup: Backup) -> BackupSummary:
@@ -66,6 +68,8 @@ def summary(backup: Backup) -> BackupSummary:
         verified=state.verified,
         disks=manifest.disks,
         files=manifest.files,
+        streams=manifest.streams,
+        trees=manifest.trees,
         warnings=manifest.warnings,
         notes=manifest.notes,
     )
