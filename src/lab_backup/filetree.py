@@ -26,7 +26,7 @@ class FileKind(StrEnum):
     BLOCK = "block"
 
 
-class FileRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One name in a tree, with all that a restore gives back and all that tells whether it has changed.
 
     `path` is relative, its parts separated by `/`, any bytes but NUL. `target` is what a symbolic link says, or the path

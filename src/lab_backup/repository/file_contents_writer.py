@@ -73,8 +73,12 @@ class ContentsWriter:
     def reuse(self, links: list[Link]) -> None:
         """Append a file that `may_reuse` allowed."""
         self._counts.chunks_reused += len(links)
-        self._line.extend(links)
-        self._drain()
+        if self._line:
+            self._line.extend(links)
+            self._drain()
+        else:
+            for link in links:
+                self._append(link)
 
     def write(self, content: FileContent, advance: Callable[[int], None]) -> tuple[int, ...]:
         """Read a file and append it; return the lengths of its runs, as a row of the catalogue has them.
@@ -162,7 +166,7 @@ class ContentsWriter:
     def _append(self, link: Link) -> None:
         last = self._last
         if last is not None and last.id == link.id and last.skip + last.length == link.skip:
-            self._last = last._replace(length=last.length + link.length)
+            self._last = Link(last.id, last.skip, last.length + link.length)
             return
         if last is not None:
             self._builder.add(last)

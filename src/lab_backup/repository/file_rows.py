@@ -29,7 +29,7 @@ _ARRAY = 0xDD  # MessagePack: an array with a length of 32 bits follows
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Row(msgspec.Struct, frozen=True, array_like=True):
+class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A FileRecord, and for a file the lengths of its runs: data, hole, data, hole ..."""
 
     path: bytes

@@ -228,27 +228,32 @@ class _Known:
 
     def unchanged(self, record: FileRecord) -> _Unchanged | None:
         """Return where the content of the file is stored, or None where it must be read. Paths ascend from call to call."""
-        key = order(record.path)
         try:
-            while self._here is not None and order(self._here.row.path) < key:
-                self._here = next(self._rows, None)
-            if self._here is None or self._here.row.path != record.path:
+            here = self._here
+            if here is not None and here.row.path != record.path:
+                key = order(record.path)
+                while here is not None and order(here.row.path) < key:
+                    here = next(self._rows, None)
+                self._here = here
+            if here is None or here.row.path != record.path:
                 return None
-            row = self._here.row
-            same = (row.kind, row.size, row.mtime_ns, row.ctime_ns, row.inode) == (
-                FileKind.FILE,
-                record.size,
-                record.mtime_ns,
-                record.ctime_ns,
-                record.inode,
-            )
-            if not same or record.ctime_ns >= self._until:
+            row = here.row
+            if (
+                record.ctime_ns >= self._until
+                or row.ctime_ns != record.ctime_ns
+                or row.mtime_ns != record.mtime_ns
+                or row.size != record.size
+                or row.inode != record.inode
+                or row.kind is not FileKind.FILE
+            ):
                 return None
-            links = self._pieces.take(self._here.start, self._here.stop)
+            links = self._pieces.take(here.start, here.stop)
+            if self._wasteful and any(link.id in self._wasteful for link in links):
+                return None
+            return _Unchanged(row.runs, links)
         except DamagedError as error:
             self._give_up(error)
             return None
-        return None if any(link.id in self._wasteful for link in links) else _Unchanged(row.runs, links)
 
 
 class _Pieces:
@@ -276,7 +281,7 @@ class _Pieces:
 
 
 def _wasteful(reader: Reader, stream: StreamRef) -> set[bytes]:
-    """Return the chunks of which the stream uses so little that they should go. Raises DamagedError."""
+    """Return the chunks of which a tree uses so little that they should go. Raises DamagedError."""
     used: dict[bytes, int] = {}
     sizes: dict[bytes, int] = {}
     for _, _, link in StreamReader(stream, reader.node).pieces():

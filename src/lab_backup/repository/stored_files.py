@@ -48,9 +48,10 @@ class Catalogue:
         start = self._search(key) if key else 0
         position = Position() if start == 0 else Position.in_the_middle()
         for place, data in self._chunks(start):
-            for stored in _decoded(place, data, position):
-                if order(stored.row.path) >= key:
-                    yield stored
+            rows = _decoded(place, data, position)
+            if place.offset == start and key:
+                rows = [stored for stored in rows if order(stored.row.path) >= key]
+            yield from rows
 
     def row(self, path: bytes) -> StoredRow | None:
         """Return the row of `path`, or None."""
