@@ -264,17 +264,20 @@ class StoredFileContent:
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` from `offset`, which never goes back; holes are zeroes. Returns fewer bytes only where the file ends. Raises DamagedError."""
         length = max(0, min(len(buffer), self._stored.row.size - offset))
-        end = offset + length
-        buffer[:length] = bytes(length)
+        at, end = offset, offset + length
         while self._run is not None and self._run[0] < end:
-            start, stop = max(offset, self._run[0]), min(end, self._run[0] + self._run[1])
+            start, stop = max(at, self._run[0]), min(end, self._run[0] + self._run[1])
             if start < stop:
-                place = self._stored.start + self._before + start - self._run[0]
-                self._feed.take(place, buffer[start - offset : stop - offset])
+                buffer[at - offset : start - offset] = bytes(start - at)
+                self._feed.take(
+                    self._stored.start + self._before + start - self._run[0], buffer[start - offset : stop - offset]
+                )
+                at = stop
             if self._run[0] + self._run[1] > end:
                 break
             self._before += self._run[1]
             self._run = next(self._runs, None)
+        buffer[at - offset : length] = bytes(end - at)
         return length
 
 
