@@ -8,18 +8,17 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from lab_backup.errors import LabBackupError
-from lab_backup.path_text import shown
 from lab_backup.repository import index, marks
 from lab_backup.repository import manifest as manifests
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.cache import Location
+from lab_backup.repository.damage_places import damage_places
 from lab_backup.repository.disk_writer import default_threads
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import ChunkMissingError, DamagedError, RepositoryError
@@ -27,7 +26,6 @@ from lab_backup.repository.head import stale_configs
 from lab_backup.repository.immutability import IMMUTABILITY, Statement
 from lab_backup.repository.keys import KeySlot
 from lab_backup.repository.live_set import LiveSet
-from lab_backup.repository.manifest import DiskEntry, FileEntry, StreamEntry, TreeEntry
 from lab_backup.repository.marks import Verification
 from lab_backup.repository.pack import Entry, PackInfo, PackKind
 from lab_backup.repository.ranges import ranges
@@ -43,11 +41,9 @@ from lab_backup.repository.repository import (
     Repository,
 )
 from lab_backup.repository.staged import staged
-from lab_backup.repository.stored_files import paths_within
-from lab_backup.repository.stored_stream import Span
 from lab_backup.repository.unlock import KEYS
 from lab_backup.repository.untrusted_json import parse
-from lab_backup.repository.walk import Found, Walk
+from lab_backup.repository.walk import Walk
 from lab_backup.storage.base import ObjectNotFoundError
 
 BATCH = 65536  # chunks sorted by pack at once: 8 GiB of a disk, 10 MiB of memory
@@ -326,7 +322,7 @@ class Checker:
         if touched:
             for backup in backups:
                 for entry in backup.manifest.entries:
-                    for identity, place in self._touches(entry):
+                    for identity, place in damage_places(self._reader, entry, touched):
                         touched[identity].append(f"{backup.id}/{entry.name}{place}")
         # What no backup touches any more belonged to one that was deleted meanwhile.
         self._bad_blobs = {identity: bad for identity, bad in self._bad_blobs.items() if touched[identity]}
@@ -335,27 +331,6 @@ class Checker:
             self._report.damage.append(
                 Damage(words, missing=missing, blob=identity.hex(), pack=pack, touches=tuple(touched[identity]))
             )
-
-    def _touches(self, entry: DiskEntry | FileEntry | StreamEntry | TreeEntry) -> Iterator[tuple[bytes, str]]:
-        """Return each damaged blob that an entry uses, and where."""
-        walk = Walk(self._reader, every=True)
-        for chunk_list in entry.lists:
-            found = [
-                place for place in walk.survey(chunk_list, on_damage=lambda *_: None) if place.id in self._bad_blobs
-            ]
-            files: list[tuple[bytes, str]] = []
-            if isinstance(entry, TreeEntry) and chunk_list == entry.contents_stream:
-                files = list(self._files(entry, [place for place in found if place.level is None]))
-            known = {identity for identity, _ in files}
-            yield from files
-            yield from ((place.id, f"@{place.offset}") for place in found if place.id not in known)
-
-    def _files(self, entry: TreeEntry, chunks: list[Found]) -> Iterator[tuple[bytes, str]]:
-        """Name the files that use these chunks of a tree's contents; nothing where the catalogue is damaged too."""
-        spans = [Span(chunk.offset, chunk.offset + chunk.length) for chunk in chunks]
-        with suppress(DamagedError):
-            for number, path in paths_within(self._reader, entry, spans):
-                yield chunks[number].id, f":{shown(path)}"
 
     def record(self, backups: list[Backup], *, share: float, by: str) -> None:
         """Write into the repository what was found: damaged blobs, so that writers store them again, and each backup's state."""

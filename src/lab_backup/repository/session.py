@@ -30,7 +30,7 @@ from lab_backup.repository.errors import ChunkMissingError, DamagedError, LostRa
 from lab_backup.repository.file_tree_writer import FileTreeWriter, WrittenTree
 from lab_backup.repository.immutability import Locks, promised
 from lab_backup.repository.live_set import LiveSet
-from lab_backup.repository.manifest import ChunkLengths, Entry, FileEntry, Manifest, StreamEntry, TreeEntry
+from lab_backup.repository.manifest import Entry, FileEntry, Manifest, StreamEntry, TreeEntry
 from lab_backup.repository.marks import State
 from lab_backup.repository.pack import PACKS, PackInfo, PackKind
 from lab_backup.repository.packer import Packer
@@ -177,16 +177,7 @@ class BackupSession:
         self, name: str, source: ByteSource, *, advance: Callable[[int], None] = lambda _: None
     ) -> tuple[StreamEntry, Counts]:
         """Store all bytes of `source`; return what the manifest is to say, and what happened. `advance` is told the bytes that were read."""
-        stream, counts = self._streams.write(source, advance=advance, pulse=self.pulse)
-        entry = StreamEntry(
-            name=name,
-            size=stream.size,
-            root=None if stream.root is None else stream.root.hex(),
-            chunks=ChunkLengths(**self._streams.chunking._asdict()),
-            bytes_read=counts.bytes_read,
-            bytes_stored=counts.bytes_stored,
-        )
-        return entry, counts
+        return self._streams.write(name, source, advance=advance, pulse=self.pulse)
 
     def keep_stream(self, entry: StreamEntry) -> bool:
         """Take over a stream of an earlier backup in this repository as it is; False where a part of it is gone or damaged: it must be stored anew."""

@@ -13,8 +13,9 @@ from typing import NamedTuple, Protocol
 from lab_backup.repository.chunk_store import ChunkStore, Counts
 from lab_backup.repository.chunking import Chunking, Cutter, chunking_for, chunking_seed
 from lab_backup.repository.disk_writer import default_threads
+from lab_backup.repository.manifest import ChunkLengths, StreamEntry
 from lab_backup.repository.repository import Repository
-from lab_backup.repository.stream_tree import Link, StreamBuilder, StreamRef
+from lab_backup.repository.stream_tree import Link, StreamBuilder
 
 
 class ByteSource(Protocol):
@@ -90,13 +91,13 @@ class StreamWriter:
         """Store in `store` on `threads` threads (by default one a core and one more)."""
         self._store = store
         self._threads = threads or default_threads()
-        self.chunking: Chunking = chunking_for(repository.config.chunk_size)
+        self._chunking: Chunking = chunking_for(repository.config.chunk_size)
         self._seed = chunking_seed(repository.keys)
 
     def write(
-        self, source: ByteSource, *, advance: Callable[[int], None], pulse: Callable[[], None]
-    ) -> tuple[StreamRef, Counts]:
-        """Store all that `source` gives; return the stream and what happened.
+        self, name: str, source: ByteSource, *, advance: Callable[[int], None], pulse: Callable[[], None]
+    ) -> tuple[StreamEntry, Counts]:
+        """Store all that `source` gives as `name`; return what the manifest is to say, and what happened.
 
         `advance` is told the bytes that were read, `pulse` is called now and then. Raises what reading and storing raise; what was
         stored until then is garbage.
@@ -117,7 +118,7 @@ class StreamWriter:
                 collect()
             pulse()
 
-        cutter = Cutter(self.chunking, self._seed, emit)
+        cutter = Cutter(self._chunking, self._seed, emit)
         with threads.running():
             while True:
                 with cutter.space() as space:
@@ -130,7 +131,16 @@ class StreamWriter:
             cutter.end()
             while window:
                 collect()
-        return builder.finish()._replace(max_piece=self.chunking.maximum), counts
+        stream = builder.finish()
+        entry = StreamEntry(
+            name=name,
+            size=stream.size,
+            root=None if stream.root is None else stream.root.hex(),
+            chunks=ChunkLengths(**self._chunking._asdict()),
+            bytes_read=counts.bytes_read,
+            bytes_stored=counts.bytes_stored,
+        )
+        return entry, counts
 
 
 def pieces(view: memoryview, lengths: list[int]) -> list[memoryview]:
