@@ -21,10 +21,10 @@ from lab_backup.operations.backup import backup_image
 from lab_backup.operations.catalogue import find_backup
 from lab_backup.operations.restore import restore_image
 from lab_backup.repository import index as index_objects
-from lab_backup.repository.collect import MERGE_ENTRIES
 from lab_backup.repository.create import create_repository
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.index import IndexedPack
+from lab_backup.repository.index_merge import MERGE_ENTRIES
 from lab_backup.repository.pack import ENTRY, HEADER_SIZE, ID, PACK_ID, WRAPPED, PackInfo, PackKind
 from lab_backup.repository.repository import INDEX, Repository, open_repository
 from lab_backup.storage.local import LocalStorage

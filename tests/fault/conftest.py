@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab_backup.repository import collect
+from lab_backup.repository import index_merge
 from lab_backup.repository.session import BackupSession
 from support.stage import Stage, single_threaded
 
@@ -23,7 +23,7 @@ def fast_directory() -> Iterator[Path]:
 def stage(monkeypatch: pytest.MonkeyPatch, fast_directory: Path) -> Iterator[Stage]:
     """Return a repository in memory with a grace period of 24 hours, whose clock the engine uses too; indexes are soon merged."""
     single_threaded(monkeypatch)
-    monkeypatch.setattr(collect, "MANY_INDEXES", 3)
+    monkeypatch.setattr(index_merge, "MANY_INDEXES", 3)
     made = Stage(fast_directory)
     monkeypatch.setitem(BackupSession.__init__.__kwdefaults__ or {}, "clock", made.clock.seconds)
     yield made

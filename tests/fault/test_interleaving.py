@@ -21,8 +21,7 @@ from lab_backup.operations.backup import run_backup
 from lab_backup.operations.collect import collect
 from lab_backup.operations.lifecycle import delete, protect, undelete, unprotect
 from lab_backup.operations.verify import verify
-from lab_backup.repository import collect as collect_module
-from lab_backup.repository import reader
+from lab_backup.repository import index_merge, reader
 from lab_backup.repository.backups import Backups
 from lab_backup.repository.errors import DamagedError, LostRaceError, ProtectedError
 from lab_backup.repository.repository import Repository
@@ -339,7 +338,7 @@ def _play(seed: int, directory: Path, *, calm: bool, lag: bool) -> None:
         run = Run(seed, directory, calm=calm, lag=lag)
         patch.setitem(BackupSession.__init__.__kwdefaults__ or {}, "clock", run.seconds)
         patch.setattr(reader, "time", SimpleNamespace(monotonic=run.seconds))
-        patch.setattr(collect_module, "MANY_INDEXES", 3)
+        patch.setattr(index_merge, "MANY_INDEXES", 3)
         try:
             run.play()
         except BaseException as error:

@@ -31,10 +31,10 @@ from lab_backup.repository import (
     stream_writer,
 )
 from lab_backup.repository.cache import IndexCache
-from lab_backup.repository.collect import Result
 from lab_backup.repository.create import create_repository
 from lab_backup.repository.packer import Packer
 from lab_backup.repository.repository import Repository
+from lab_backup.repository.sweep import Result
 from lab_backup.repository.unlock import unlock
 from lab_backup.storage.base import ObjectInfo, StorageBackend, Usage
 from lab_backup.storage.memory import MemoryStorage

@@ -3,8 +3,9 @@
 from datetime import timedelta
 
 from lab_backup.operations.progress import Progress, Silent
-from lab_backup.repository.collect import Collector, Result
+from lab_backup.repository.collect import Collector
 from lab_backup.repository.repository import Repository
+from lab_backup.repository.sweep import Result
 
 CollectResult = Result
 
