@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab_backup.errors import UsageError
-from lab_backup.filetree import FileKind
+from lab_backup.filetree import FileContent, FileKind, FileRecord
 from lab_backup.operations.collect import collect
 from lab_backup.operations.export import export_tar
 from lab_backup.operations.lifecycle import delete
@@ -22,6 +22,7 @@ from lab_backup.operations.restore import restore_image, restore_vm
 from lab_backup.operations.verify import verify
 from lab_backup.repository.backups import Backups
 from lab_backup.repository.create import create_repository
+from lab_backup.repository.errors import RepositoryError
 from lab_backup.repository.pack import PackKind
 from lab_backup.repository.reader import Reader
 from lab_backup.repository.repository import Repository, open_repository
@@ -362,6 +363,60 @@ def test_contents_that_nobody_takes(repository: Repository) -> None:
             count = content.read_into(at, memoryview(buffer))
             assert buffer[:count] == data[at : at + len(buffer)]
             at += count
+
+
+class Disordered(MemoryTree):
+    """A source that gives `given` instead of what is there."""
+
+    given: list[FileRecord]
+
+    def records(self) -> Iterator[FileRecord]:
+        """Return something else."""
+        return iter(self.given)
+
+
+ROOT = FileRecord(path=b"", kind=FileKind.DIRECTORY)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [FileRecord(path=b"a", kind=FileKind.FIFO)],
+        [ROOT, FileRecord(path=b"b", kind=FileKind.FIFO), FileRecord(path=b"a", kind=FileKind.FIFO)],
+        [ROOT, FileRecord(path=b"../a", kind=FileKind.FIFO)],
+        [ROOT, FileRecord(path=b"a/b", kind=FileKind.FIFO)],
+        [ROOT, FileRecord(path=b"a" * 2 * MiB, kind=FileKind.FIFO)],
+    ],
+)
+def test_a_source_that_gives_no_tree(repository: Repository, given: list[FileRecord]) -> None:
+    """Names out of order, outside of the tree, or too long for any reader: the backup fails rather than be unreadable."""
+    tree = Disordered({})
+    tree.given = given
+    with pytest.raises(RepositoryError):
+        store_tree(repository, tree)
+    assert Backups(repository).all() == []
+
+
+def test_contents_out_of_turn(repository: Repository) -> None:
+    """A source that returns contents in another order than asked for makes the backup fail, and lose no file silently."""
+
+    class Backwards(MemoryTree):
+        def contents(self, records: Iterable[FileRecord]) -> Iterator[FileContent]:
+            return reversed(list(super().contents(records)))
+
+    with pytest.raises(RepositoryError):
+        store_tree(repository, Backwards({b"a": File([b"a"]), b"b": File([b"b"])}))
+
+
+def test_attributes_that_no_file_system_has(repository: Repository) -> None:
+    """Names of attributes and values beyond all limits are left out with a warning; the file is there."""
+    tree = Disordered({})
+    tree.given = [ROOT, FileRecord(path=b"a", kind=FileKind.FIFO, xattrs={b"user.x": bytes(2 * MiB)})]
+    summary, written = store_tree(repository, tree)
+    record = stored_tree(repository, summary.backup).find(b"a")
+    assert record is not None
+    assert record.xattrs == {}
+    assert [warning.endswith("(1): a") for warning in written.warnings] == [True]
 
 
 # --- damage ---

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lab_backup.filetree import FileKind, FileRecord, FileTree
-from lab_backup.path_text import NameLists
+from lab_backup.path_text import NameLists, shown
 from lab_backup.repository.chunk_store import ChunkStore, Counts
 from lab_backup.repository.chunking import chunking_for, chunking_seed
 from lab_backup.repository.disk_writer import default_threads
-from lab_backup.repository.errors import DamagedError
+from lab_backup.repository.errors import DamagedError, RepositoryError
 from lab_backup.repository.file_catalogue_writer import CatalogueWriter
 from lab_backup.repository.file_contents_writer import ContentsWriter
 from lab_backup.repository.file_rows import Row, order, row_of
@@ -149,10 +149,13 @@ class _Run:
             path = content.record.path
             while self._waiting and self._waiting[0].record.path != path:
                 self._pass(self._waiting.popleft())
-            if self._waiting:
-                self._waiting.popleft()
-                self.files_read += 1
-                self._add(row_of(content.record, self.contents.write(content, self._advance)))
+            if not self._waiting:
+                raise RepositoryError(
+                    f"the source of this tree of files gave {shown(path)} out of its turn", hint="report this as a bug"
+                )
+            self._waiting.popleft()
+            self.files_read += 1
+            self._add(row_of(content.record, self.contents.write(content, self._advance)))
             self._pulse()
         while self._waiting:
             self._pass(self._waiting.popleft())
