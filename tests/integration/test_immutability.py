@@ -15,7 +15,8 @@ from lab_backup.errors import UsageError
 from lab_backup.extent import Extent
 from lab_backup.operations.collect import collect
 from lab_backup.operations.lifecycle import delete, undelete
-from lab_backup.operations.repositories import add_key, list_keys, remove_key
+from lab_backup.operations.repositories import add_key, init_repository, list_keys, remove_key
+from lab_backup.operations.repositories import open_repository as open_at
 from lab_backup.operations.verify import verify
 from lab_backup.repository import manifest as manifests
 from lab_backup.repository.backups import Backups
@@ -32,6 +33,7 @@ from support.engine import CHUNK, back_up, copy_of, new_repository, restored
 from support.immutable import unlock_all
 from support.program import Program
 from support.seaweed import ADMIN, Seaweed
+from support.waiting import wait_until
 
 PERIOD = timedelta(days=30)
 STEP = PERIOD / 4
@@ -194,8 +196,27 @@ def test_an_exclusive_collection_passes_over_what_is_locked(tmp_path: Path) -> N
         assert (second.packs_removed, second.objects_locked, second.locked_until) == (2, 0, None)
 
 
-def test_the_newest_statement_counts(tmp_path: Path) -> None:
-    """The promise can be changed and taken back; an old statement that is locked does not come back, and what cannot be read is not taken for none."""
+def test_copies_that_a_collection_makes_are_locked(tmp_path: Path) -> None:
+    """What backups need is moved out of packs that are mostly garbage: the copies, and the index that names them, are locked at once."""
+    clock = Clock()
+    storage = MemoryStorage(clock=clock)
+    content = secrets.token_bytes(8 * CHUNK)
+    with new_repository(storage, tmp_path) as repository:
+        gone = back_up(repository, content, name="gone").backup
+        kept = back_up(repository, content[:CHUNK], name="kept").backup
+        delete(repository, gone)
+        clock.now += timedelta(days=3)
+        before = {info.path for info in storage.list()}
+        promise(repository, PERIOD, by="test")
+        assert collect(repository).packs_repacked > 0
+        made = {info.path for info in storage.list() if info.path.startswith(("packs/", "index/"))} - before
+        assert {path.partition("/")[0] for path in made} == {"packs", "index"}
+        assert all((storage.locked_until(path) or clock.now) >= clock.now + PERIOD for path in made)
+        assert restored(repository, kept) == content[:CHUNK]
+
+
+def test_the_last_statement_counts(tmp_path: Path) -> None:
+    """The promise can be changed and taken back; an old statement does not come back, also when somebody writes it anew, and what cannot be read is not taken for none."""
     clock = Clock()
     storage = MemoryStorage(clock=clock)
     with new_repository(storage, tmp_path) as repository:
@@ -207,6 +228,14 @@ def test_the_newest_statement_counts(tmp_path: Path) -> None:
         assert len(list(storage.list(IMMUTABILITY))) >= 2
         with pytest.raises(UsageError, match="cannot be locked for"):
             promise(repository, timedelta(days=10**5), by="test")
+        counts = storage.read(max(storage.list(IMMUTABILITY), key=lambda info: info.modified).path)
+    replayed = copy_of(storage)
+    with open_repository(replayed, passphrase=None, cache_directory=tmp_path / "three") as repository:
+        old = [info.path for info in replayed.list(IMMUTABILITY) if replayed.read(info.path) != counts]
+        assert old
+        for path in old:
+            replayed.upload(path, replayed.read(path))
+        assert promised(repository) == timedelta(days=3)
     spoiled = copy_of(storage)
     for info in list(spoiled.list(IMMUTABILITY)):
         spoiled.upload(info.path, b"spoiled")
@@ -297,8 +326,8 @@ def test_by_the_command_line(place: tuple[str, dict[str, str]], tmp_path: Path) 
     lab = Program(tmp_path, LAB_BACKUP_REPO=url, LAB_BACKUP_PASSPHRASE="correct horse", **environment)
     image = tmp_path / "disk.raw"
     image.write_bytes(secrets.token_bytes(2 * MiB))
-    lab.ok("repo", "init", url)
-    assert lab("repo", "immutable", "0s").code == 2
+    assert lab("repo", "init", url, "--immutable", "0s").code == 2
+    assert lab.ok("repo", "init", url, "--immutable", "2h")["locked_for"] == 7200
     assert lab.ok("repo", "immutable", "1h")["locked_for"] == 3600
     assert lab.ok("repo", "info")["locked_for"] == 3600
     begun = datetime.now(UTC)
@@ -318,6 +347,29 @@ def test_by_the_command_line(place: tuple[str, dict[str, str]], tmp_path: Path) 
         )  # nobody but the clock ends a lock in a bucket; the storages' contract waits for that
         assert lab.ok("gc", "--grace", "0", "--exclusive")["backups_removed"] == [backup]
         assert lab.ok("list")["backups"] == []
+
+
+@pytest.mark.parametrize("place", ["local", "s3"], indirect=True)
+def test_what_was_locked_goes_when_its_time_is_over(
+    place: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On real storages, with locks of seconds: a collection passes over the deleted backup, then the clock moves on, and the next one removes it all."""
+    url, environment = place
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    init_repository(url, passphrase=None, encryption=False, locked_for=8)
+    with open_at(url, passphrase=None, cache_directory=tmp_path / "cache") as repository:
+        storage = repository.storage
+        backup = back_up(repository, secrets.token_bytes(3 * CHUNK)).backup
+        until = delete(repository, backup).locked_until
+        assert until is not None
+        passed = collect(repository, grace=0, exclusive=True)
+        assert (passed.backups_removed, passed.locked_until) == ([], until)
+        wait_until(lambda: all(storage.locked_until(info.path) is None for info in storage.list("packs")), 40)
+        wait_until(lambda: storage.locked_until(manifests.path(backup)) is None, 40)
+        assert collect(repository, grace=0, exclusive=True).backups_removed == [backup]
+        assert list(storage.list("packs")) == []
+        assert list(storage.list("manifests")) == []
 
 
 def test_on_s3_every_object_is_locked(seaweed: Seaweed, tmp_path: Path) -> None:

@@ -138,12 +138,20 @@ def test_init_passes_its_options(lab: Lab, operations: Operations) -> None:
     """Sizes are understood as people write them; the repository is described, and the recovery sheet is urged."""
     operations.answer("repositories.init_repository", INFO)
     result = lab(
-        "repo", "init", "/r", "--chunk-size", "256KiB", "--compression", "none", LAB_BACKUP_PASSPHRASE="secret"
-    )
+        "repo", "init", "/r", "--chunk-size", "256KiB", "--compression", "none", "--immutable", "30d",
+        LAB_BACKUP_PASSPHRASE="secret",
+    )  # fmt: skip
     assert result.exit_code == 0
     assert operations.calls["repositories.init_repository"] == (
         ("/r",),
-        {"passphrase": "secret", "chunk_size": 262144, "compression": "none", "encryption": True, "like": None},
+        {
+            "passphrase": "secret",
+            "chunk_size": 262144,
+            "compression": "none",
+            "encryption": True,
+            "like": None,
+            "locked_for": 30 * 86400,
+        },
     )
     assert "a" * 32 in result.stdout
     assert "recovery-sheet" in result.stderr

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +18,7 @@ from lab_backup.repository.codec import compressor
 from lab_backup.repository.config import DEFAULT_CHUNK_SIZE, Config, check_chunk_size
 from lab_backup.repository.create import create_repository
 from lab_backup.repository.head import read_head
-from lab_backup.repository.immutability import promise, promised
+from lab_backup.repository.immutability import check_can_lock, promise, promised
 from lab_backup.repository.keys import Kdf, KeyFile, KeySlot, Secret, keeper_slot, key_file_slot, passphrase_slot
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.unlock import KEYS, read_slots
@@ -79,8 +80,9 @@ def init_repository(
     compression: str = "zstd:3",
     encryption: bool = True,
     like: Repository | None = None,
+    locked_for: int = 0,
 ) -> RepositoryInfo:
-    """Make a repository at `url`, opened by a passphrase, a key file or a keeper of keys.
+    """Make a repository at `url`, opened by a passphrase, a key file or a keeper of keys; its backups are locked for so many seconds.
 
     With `like`, equal data gets equal ids as in that repository, so that copies between the two move only missing chunks: it gives the key
     of the ids and the chunk size, no key that decrypts. Raises RepositoryExistsError, UsageError; a place that is not empty is left alone.
@@ -101,9 +103,17 @@ def init_repository(
     with_passphrase = passphrase if encryption else None
     storage = open_storage(url, create=True)
     try:
+        if locked_for:
+            check_can_lock(storage)
         config = create_repository(
             storage, passphrase=with_passphrase, chunk_size=chunk_size, compression=compression, identity=identity
         )
+        if locked_for:
+            with (
+                TemporaryDirectory(prefix="lab-backup-") as cache,
+                engine.open_repository(storage, passphrase=with_passphrase, cache_directory=Path(cache)) as made,
+            ):
+                return lock_backups(made, locked_for)
         return _describe(storage.url, config)
     finally:
         storage.close()

@@ -19,7 +19,7 @@ from lab_backup.repository.errors import DamagedError, RepositoryError
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.unlock import KEYS
 from lab_backup.repository.untrusted_json import parse
-from lab_backup.storage.base import ObjectInfo, ObjectLockedError, ObjectNotFoundError
+from lab_backup.storage.base import ObjectInfo, ObjectLockedError, ObjectNotFoundError, StorageBackend
 
 IMMUTABILITY = "immutability"
 STEPS = 4  # a lock is laid for a quarter longer than promised, and prolonged when that quarter is over
@@ -29,9 +29,13 @@ _UNTIL = struct.Struct("<d")
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """The object that says how long: `seconds` (0: not at all). `time` and `by` are for people."""
+    """The object that says how long: `seconds` (0: not at all). `time` and `by` are for people.
+
+    The highest `number` counts: the age of the object would not do, for an old one that is put back looks new.
+    """
 
     seconds: Annotated[int, msgspec.Meta(ge=0, le=int(MAX_PERIOD.total_seconds()))]
+    number: Annotated[int, msgspec.Meta(ge=1)]
     time: str = ""
     by: str = ""
 
@@ -39,9 +43,15 @@ class Statement(msgspec.Struct, frozen=True):
 def promised(repository: Repository) -> timedelta:
     """Return for how long backups in this repository are locked; nothing where they are not.
 
-    The newest readable statement counts. Raises DamagedError where there are statements, but none can be read.
+    Raises DamagedError where that cannot be told, because a statement was damaged after the last one that can be read.
     """
-    newest = timedelta()
+    newest = _newest(repository)
+    return timedelta(seconds=newest.seconds) if newest is not None else timedelta()
+
+
+def _newest(repository: Repository, *, strict: bool = True) -> Statement | None:
+    """Return the statement that counts; unless `strict`, of those that can be read."""
+    newest: Statement | None = None
     failure: DamagedError | None = None
     for info in sorted(repository.storage.list(IMMUTABILITY), key=_age):
         try:
@@ -51,8 +61,9 @@ def promised(repository: Repository) -> timedelta:
         except DamagedError as error:
             failure = error
             continue
-        newest, failure = timedelta(seconds=statement.seconds), None
-    if failure is not None:
+        if newest is None or (statement.number, statement.seconds) > (newest.number, newest.seconds):
+            newest, failure = statement, None
+    if failure is not None and strict:
         raise DamagedError(
             f"it cannot be read how long backups are to be locked ({failure})",
             hint="say it again: lab-backup repo immutable 30d",
@@ -68,22 +79,30 @@ def promise(repository: Repository, period: timedelta, *, by: str) -> None:
     storage = repository.storage
     if not timedelta() <= period <= MAX_PERIOD:
         raise UsageError(f"backups cannot be locked for {period}", hint=f"at most {MAX_PERIOD.days} days")
-    if period and not storage.locks:
-        raise UsageError(
-            f"{storage.url} cannot lock objects",
-            hint="use a bucket that was made with Object Lock, or a local file system with immutable files, as root",
-        )
+    if period:
+        check_can_lock(storage)
     before = list(storage.list(IMMUTABILITY))
+    last = _newest(repository, strict=False)
     path = f"{IMMUTABILITY}/{secrets.token_hex(16)}"
     time = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    statement = Statement(seconds=int(period.total_seconds()), time=time, by=by)
+    number = 1 if last is None else last.number + 1
+    statement = Statement(seconds=int(period.total_seconds()), number=number, time=time, by=by)
     repository.put_object(Kind.IMMUTABILITY, path, msgspec.json.encode(statement))
     Locks(repository, period).extend(head_objects(repository), now=storage.stat(path).modified)
     for info in before:
         try:
             storage.delete(info.path)
         except ObjectLockedError:
-            continue  # it is older than ours, which is all that counts
+            continue  # its number is lower than ours, which is all that counts
+
+
+def check_can_lock(storage: StorageBackend) -> None:
+    """Raise UsageError where the storage cannot lock objects."""
+    if not storage.locks:
+        raise UsageError(
+            f"{storage.url} cannot lock objects",
+            hint="use a bucket that was made with Object Lock, or a local file system with immutable files, as root",
+        )
 
 
 def head_objects(repository: Repository) -> list[str]:

@@ -30,6 +30,8 @@ class Kdf(StrEnum):
     SCRYPT = "scrypt"
 
 
+OFF = "off"  # in place of a time: backups are not locked
+
 app = typer.Typer(help="Make and describe repositories, and manage their keys.")
 keys = typer.Typer(help="List, add, replace and remove the passphrases and key files that open a repository.")
 app.add_typer(keys, name="keys")
@@ -69,6 +71,13 @@ def init(
             metavar="FILE", readable=False, help=f"The passphrase of --like; else {FROM_VARIABLE}, or you are asked."
         ),
     ] = None,
+    immutable: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Lock backups for so long, such as 30d, against removal by anybody; see `repo immutable`.",
+        ),
+    ] = OFF,
     passphrase_file: PassphraseFileOption = None,
     as_json: JsonOption = False,
 ) -> ExitCode:
@@ -78,7 +87,7 @@ def init(
     """
     from lab_backup.operations.repositories import init_repository
 
-    size = parse_size(chunk_size)
+    size, locked_for = parse_size(chunk_size), _period(immutable)
     passphrase = None if no_encryption else _first_secret(passphrase_file)
     with _other(like, from_passphrase_file) as other:
         info = init_repository(
@@ -88,11 +97,20 @@ def init(
             compression=compression,
             encryption=not no_encryption,
             like=other,
+            locked_for=locked_for,
         )
     printing.show(info, tables.repository, as_json=as_json)
     if not no_encryption:
         printing.tell("hint", f"print the recovery sheet and lock it away: lab-backup repo recovery-sheet --repo {url}")
     return ExitCode.DONE
+
+
+def _period(text: str) -> int:
+    """Return for how many seconds backups are to be locked. Raises UsageError."""
+    seconds = 0 if text == OFF else parse_duration(text)
+    if text != OFF and seconds <= 0:
+        raise UsageError("that is no time at all", hint=f"to lock nothing from now on, say: {OFF}")
+    return seconds
 
 
 def _first_secret(passphrase_file: Path | None) -> "Secret":
@@ -142,9 +160,7 @@ def immutable(
     """
     from lab_backup.operations.repositories import lock_backups
 
-    seconds = 0 if period == "off" else parse_duration(period)
-    if period != "off" and seconds <= 0:
-        raise UsageError("that is no time at all", hint="to lock no more, say: off")
+    seconds = _period(period)
     with opened(repo, passphrase_file) as repository:
         printing.show(lock_backups(repository, seconds), tables.repository, as_json=as_json)
     return ExitCode.DONE
