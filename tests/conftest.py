@@ -19,6 +19,7 @@ from lab_backup.demo.hypervisor import Hypervisor
 from lab_backup.demo.machine import Guest, define_guest
 from lab_backup.demo.podman_service import PodmanService
 from lab_backup.units import MiB
+from support.nfs import Ganesha
 from support.samba import Samba
 from support.seaweed import Seaweed
 
@@ -55,6 +56,13 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 def samba() -> Iterator[Samba]:
     """Run a real SMB server for the whole session. Tests that stop it start it again."""
     with Samba(Path(tempfile.mkdtemp(prefix="lb-smb-"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ganesha() -> Iterator[Ganesha]:
+    """Run a real NFS server for the whole session. Tests that stop it start it again."""
+    with Ganesha(Path(tempfile.mkdtemp(prefix="lb-nfs-"))) as server:
         yield server
 
 

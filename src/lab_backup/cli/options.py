@@ -23,7 +23,7 @@ RepoOption = Annotated[
         "-r",
         metavar="URL",
         envvar="LAB_BACKUP_REPO",
-        help="The repository: a path, smb://user@host/share/path, or s3://bucket/prefix?endpoint=…",
+        help="The repository: a path, nfs://server/export/path, smb://user@host/share/path, or s3://bucket/prefix?endpoint=…",
     ),
 ]
 PassphraseFileOption = Annotated[

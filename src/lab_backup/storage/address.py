@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from lab_backup.storage.metered import StorageMetrics
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(file):(?=/)", re.IGNORECASE)
-_KNOWN = "a path such as /srv/backups, file:///srv/backups, s3://bucket/prefix, or smb://user@host/share/path"
+_KNOWN = "a path such as /srv/backups, file:///srv/backups, s3://bucket/prefix, nfs://server/export/path, or smb://user@host/share/path"
 
 
 def open_storage(url: str, *, create: bool = False, metrics: "StorageMetrics | None" = None) -> StorageBackend:
-    """Open the store at `url`: a path, absolute or relative to the working directory, a `file:` URL (RFC 8089), `s3:` or `smb:`.
+    """Open the store at `url`: a path, absolute or relative to the working directory, a `file:` URL (RFC 8089), `s3:`, `nfs:` or `smb:`.
 
     With `create`, make its folder where there is none; the folder above must exist, and so must a bucket. A store that holds something
     already is opened as it is. Passing failures (a file server that restarts) are waited out; each attempt is counted in `metrics`. Raises UsageError for an address that is none, StorageNotFoundError, StorageAccessError.
@@ -27,6 +27,8 @@ def open_storage(url: str, *, create: bool = False, metrics: "StorageMetrics | N
         return _open_bucket(url, metrics)
     if url.lower().startswith("smb://"):
         return _open_share(url, metrics, create=create)
+    if url.lower().startswith("nfs://"):
+        return _open_export(url, metrics, create=create)
     path = local_path(url)
     return _wrapped(LocalStorage.create_root(path) if create else LocalStorage(path), metrics)
 
@@ -75,6 +77,13 @@ def _open_share(url: str, metrics: "StorageMetrics | None", *, create: bool) -> 
         create=create,
     )
     return _wrapped(share, metrics)
+
+
+def _open_export(url: str, metrics: "StorageMetrics | None", *, create: bool) -> StorageBackend:
+    from lab_backup.storage.nfs.address import parse  # noqa: PLC0415  as above
+    from lab_backup.storage.nfs.storage import NFSStorage  # noqa: PLC0415
+
+    return _wrapped(NFSStorage(parse(url), create=create), metrics)
 
 
 def _wrapped(storage: StorageBackend, metrics: "StorageMetrics | None") -> StorageBackend:

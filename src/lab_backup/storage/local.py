@@ -461,10 +461,19 @@ def _link(source: str, source_folder: int, name: str, folder: int) -> None:
     """Give the file `source` the name `name` in one step that fails with EEXIST where that is taken."""
     try:
         os.link(source, name, src_dir_fd=source_folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        # On NFS the first answer may have been lost, and what is there be ours.
+        if not _same_file(source, source_folder, name, folder):
+            raise
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
         _rename_no_replace(source, source_folder, name, folder)
+
+
+def _same_file(source: str, source_folder: int, name: str, folder: int) -> bool:
+    one, other = _status(source, source_folder), _status(name, folder)
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 
 
 def _rename_no_replace(source: str, source_folder: int, name: str, folder: int) -> None:

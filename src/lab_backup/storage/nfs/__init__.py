@@ -1,0 +1,1 @@
+"""Objects as files on an NFS server, through a mount of this host."""

@@ -1,0 +1,228 @@
+"""Repositories on a real NFS server: mounted when needed, never written to the disk below, and through everything that servers do."""
+
+import os
+import secrets
+import subprocess
+import threading
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from lab_backup.operations.verify import verify
+from lab_backup.storage.base import (
+    NoSpaceError,
+    StorageAccessError,
+    StorageBackend,
+    StorageError,
+    StorageNotFoundError,
+    TransientStorageError,
+)
+from lab_backup.storage.nfs.address import Address
+from lab_backup.storage.nfs.mounter import Mounter
+from lab_backup.storage.nfs.storage import NFSStorage
+from lab_backup.storage.retry import RetryingStorage
+from lab_backup.units import MiB
+from support.engine import back_up, new_repository, restored
+from support.nfs import FUSE, Ganesha
+
+UMOUNT = "/usr/bin/umount"
+
+
+def fill(storage: StorageBackend) -> None:
+    """Store more than the small export holds."""
+    for number in range(40):
+        storage.upload(f"big/{number}", secrets.token_bytes(MiB))
+
+
+def fresh() -> str:
+    """Return a folder that nobody has used."""
+    return f"test/{secrets.token_hex(6)}"
+
+
+def test_whole_backups(ganesha: Ganesha, tmp_path: Path) -> None:
+    """Back up, verify and restore on the server; what is there is what the server has in its folder."""
+    place = fresh()
+    content = secrets.token_bytes(3 * MiB)
+    storage = RetryingStorage(ganesha.open(place))
+    with closing(storage), new_repository(storage, tmp_path, passphrase="correct") as repository:
+        backup = back_up(repository, content).backup
+        assert restored(repository, backup) == content
+        report = verify(repository, read_data=True)
+        assert (report.corrupt, report.missing) == (0, 0)
+        assert {info.path for info in storage.list()} == {
+            str(path.relative_to(ganesha.directory / "export" / place))
+            for path in (ganesha.directory / "export" / place).rglob("*")
+            if path.is_file() and ".tmp" not in path.parts
+        }
+        assert storage.get_usage().total is not None
+
+
+def test_mounted_once_and_left_by_the_last(ganesha: Ganesha) -> None:
+    """Several storages of one address share a mount, which goes with the last of them; a mount that is there is used and left alone."""
+    place = fresh()
+    ganesha.open(place).close()
+    assert ganesha.mounted() == []
+    first = ganesha.open(place, create=False)
+    second = ganesha.open(place, create=False)
+    assert len(ganesha.mounted()) == 1
+    first.upload("a", b"one")
+    first.close()
+    first.close()
+    assert second.read("a") == b"one"
+    deeper = ganesha.open(f"{place}/deeper")  # is made in the same mount
+    assert len(ganesha.mounted()) == 1
+    deeper.close()
+    second.close()
+    assert ganesha.mounted() == []
+
+
+def test_a_mount_of_a_killed_process_is_taken_over(ganesha: Ganesha) -> None:
+    """What somebody mounted who was killed is joined, and unmounted at the end."""
+    address = ganesha.address("test")
+    (ganesha.directory / "export/test").mkdir(exist_ok=True)
+    left = ganesha.mounter.mount(address)
+    os.close(left._lock)  # as if its process were gone: its lock is, the mount is not
+    left._lock = -1
+    assert len(ganesha.mounted()) == 1
+    ganesha.open("test", create=False).close()
+    assert ganesha.mounted() == []
+
+
+def test_nothing_is_written_where_the_mount_is_gone(ganesha: Ganesha) -> None:
+    """With the mount taken away nothing ends up on the disk below it, by whatever call, and it does not look as if objects were missing."""
+    place = fresh()
+    storage = ganesha.open(place, create=True)
+    storage.upload("manifests/1", b"data")
+    mount = ganesha.mounted()[0]
+    subprocess.run([UMOUNT, "--lazy", mount], check=True, timeout=30)
+    refused = TransientStorageError, StorageAccessError, StorageNotFoundError
+    with suppress(*refused):
+        storage.upload("a", b"x")
+    with suppress(*refused):
+        storage.create("b", b"x")
+    with suppress(*refused):
+        storage.read("manifests/1")
+    assert list(mount.rglob("*")) == []
+    storage.close()
+    assert list(mount.rglob("*")) == []
+    assert not (ganesha.directory / "mounts" / "a").exists()
+
+
+def test_a_folder_that_is_not_on_the_mount(ganesha: Ganesha, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the mount point is there and the mount is not, the storage does not open, with or without `create`."""
+    monkeypatch.setattr(Mounter, "existing", lambda *_: tmp_path / "empty")
+    (tmp_path / "empty").mkdir()
+    for create in (False, True):
+        with pytest.raises(StorageNotFoundError, match="not mounted any more"):
+            NFSStorage(ganesha.address("x"), create=create, mounter=ganesha.mounter)
+    monkeypatch.setattr(Mounter, "existing", lambda *_: tmp_path / "empty" / "below")
+    with pytest.raises(StorageNotFoundError, match="not mounted any more"):
+        NFSStorage(ganesha.address("x"), create=True, mounter=ganesha.mounter)
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_restarted_server_loses_nothing(ganesha: Ganesha, tmp_path: Path) -> None:
+    """The server is killed and started again in the middle of a backup: it goes on, and every object is whole."""
+    content = secrets.token_bytes(24 * MiB)
+    storage = RetryingStorage(ganesha.open(fresh()), attempts=30, base_delay=0.1, max_delay=0.5)
+    with closing(storage), new_repository(storage, tmp_path, passphrase=None) as repository:
+        began = threading.Event()
+        real = storage.upload
+
+        def upload(path: str, data: bytes, metadata: None = None) -> None:
+            if path.startswith("packs/"):
+                began.set()
+            real(path, data, metadata)
+
+        storage.upload = upload  # type: ignore[method-assign,assignment]
+
+        def restart() -> None:
+            assert began.wait(60)
+            ganesha.stop()
+            ganesha.start()
+
+        restarting = threading.Thread(target=restart)
+        restarting.start()
+        backup = back_up(repository, content).backup
+        restarting.join(60)
+        assert not restarting.is_alive()
+        assert restored(repository, backup) == content
+        report = verify(repository, read_data=True)
+        assert (report.backups, report.corrupt, report.missing) == (1, 0, 0)
+
+
+def test_read_only_and_full(ganesha: Ganesha) -> None:
+    """A read-only export can be read and says that it cannot be written; a full one says that it is full, and keeps what it has."""
+    place = fresh()
+    with closing(ganesha.open(place)) as storage:
+        storage.upload("a", b"there")
+    with closing(ganesha.open(place, export="readonly", create=False)) as storage:
+        assert storage.read("a") == b"there"
+        with pytest.raises(StorageAccessError):
+            storage.upload("b", b"x")
+        with pytest.raises(StorageAccessError):
+            storage.delete("a")
+    with closing(ganesha.open("in", export="small", create=False)) as storage:
+        storage.upload("kept", b"kept")
+        with pytest.raises(NoSpaceError):
+            fill(storage)
+        assert storage.read("kept") == b"kept"
+        for info in list(storage.list("big")):
+            storage.delete(info.path)
+        storage.upload("again", b"there is room")
+
+
+def test_what_cannot_be_mounted(ganesha: Ganesha, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing folder, a server that is away, a mount that hangs or lies, and somebody who is not root: each by its own error."""
+    with pytest.raises(StorageNotFoundError):
+        ganesha.open("missing/deep/deeper", create=False)
+    away = Address("127.0.0.1", "/export/x", ("port=1",))
+    with pytest.raises(StorageError):
+        NFSStorage(away, mounter=ganesha.mounter)
+
+    def mounter(script: str, seconds: float = 10) -> Mounter:
+        program = tmp_path / "mount-it"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o700)
+        return Mounter(folder=tmp_path / "mounts", program=(str(program),), kinds=FUSE, timeout=seconds)
+
+    for script, kind in (
+        ("echo 'mount.nfs: access denied by server while mounting' >&2; exit 32", StorageAccessError),
+        ("echo 'mount.nfs: Connection timed out' >&2; exit 32", TransientStorageError),
+        ("echo 'mount.nfs: mounting failed: No such file or directory' >&2; exit 32", StorageNotFoundError),
+        ("exit 0", StorageError),
+    ):
+        with pytest.raises(kind, match="cannot be mounted"):
+            NFSStorage(away, mounter=mounter(script))
+    with pytest.raises(TransientStorageError, match="within 0 seconds"):
+        NFSStorage(away, mounter=mounter("exec sleep 60", 0.3))
+    told = tmp_path / "told"
+    with pytest.raises(StorageError):
+        NFSStorage(away, mounter=mounter(f'printf "%s\\n" "$@" > {told}; exit 1'))
+    assert told.read_text().splitlines()[:3] == ["-o", away.mount_options, "127.0.0.1:/export/x"]
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(StorageAccessError, match="only root") as refused:
+        NFSStorage(away, mounter=mounter("exit 0"))
+    assert "/etc/fstab" in str(refused.value.hint)
+
+
+def test_a_forgotten_handle_is_found_again(ganesha: Ganesha) -> None:
+    """When the server has forgotten the folder's handle, the first call fails as passing, and the next one works."""
+    with closing(ganesha.open(fresh())) as storage:
+        storage.upload("a", b"there")
+        storage.upload("b/c", b"there")
+        failing = [True]
+
+        def opened(*arguments: object, **keywords: object) -> int:
+            if failing.pop() if failing else False:
+                raise OSError(116, "Stale file handle")
+            return original(*arguments, **keywords)  # type: ignore[arg-type]  # handed on as it is
+
+        original = os.open
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lab_backup.storage.local.os.open", opened)
+            with pytest.raises(TransientStorageError):
+                storage.read("a")
+            assert storage.read("a") == b"there"
+        assert storage.read("b/c") == b"there"
