@@ -172,6 +172,28 @@ def test_what_is_deleted_goes_when_its_lock_ends(tmp_path: Path) -> None:
         assert kept in [backup.id for backup in Backups(repository).all()]
 
 
+def test_a_lock_laid_in_the_last_moment_is_respected(tmp_path: Path) -> None:
+    """Somebody locks the manifest between the look and the removal: the backup stays whole, is counted, and is not said to be removed."""
+    clock = Clock()
+
+    class Late(MemoryStorage):
+        def locked_until(self, path: str) -> datetime | None:
+            known = super().locked_until(path)
+            if path.startswith("manifests/") and known is None:
+                self.lock(path, clock.now + timedelta(days=1))
+            return known
+
+    storage = Late(clock=clock)
+    content = secrets.token_bytes(3 * CHUNK)
+    with new_repository(storage, tmp_path) as repository:
+        backup = back_up(repository, content).backup
+        delete(repository, backup)
+        clock.now += timedelta(days=3)
+        result = collect(repository)
+        assert (result.backups_removed, result.objects_locked) == ([], 1)
+        assert restored(repository, backup) == content
+
+
 def test_an_exclusive_collection_passes_over_what_is_locked(tmp_path: Path) -> None:
     """Garbage that is locked stays, is counted, and is removed once the lock has ended."""
     clock = Clock()
@@ -323,11 +345,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
 def test_by_the_command_line(place: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     """On real storages: the promise, a backup, refused deletions with their date, a collection that passes over it, and one after the end."""
     url, environment = place
-    lab = Program(tmp_path, LAB_BACKUP_REPO=url, LAB_BACKUP_PASSPHRASE="correct horse", **environment)
+    lab = Program(tmp_path, LAB_BACKUP_REPO=url, **environment)
     image = tmp_path / "disk.raw"
     image.write_bytes(secrets.token_bytes(2 * MiB))
-    assert lab("repo", "init", url, "--immutable", "0s").code == 2
-    assert lab.ok("repo", "init", url, "--immutable", "2h")["locked_for"] == 7200
+    assert lab("repo", "init", url, "--no-encryption", "--immutable", "0s").code == 2
+    assert lab.ok("repo", "init", url, "--no-encryption", "--immutable", "2h")["locked_for"] == 7200
     assert lab.ok("repo", "immutable", "1h")["locked_for"] == 3600
     assert lab.ok("repo", "info")["locked_for"] == 3600
     begun = datetime.now(UTC)

@@ -27,7 +27,7 @@ from lab_backup.repository.session import LOOK_AGAIN
 from lab_backup.repository.survey import Survey, Surveyor
 from lab_backup.repository.sweep import Result, Sweeper
 from lab_backup.repository.untrusted_json import Moment, parse
-from lab_backup.storage.base import ObjectInfo, ObjectNotFoundError
+from lab_backup.storage.base import ObjectInfo, ObjectLockedError, ObjectNotFoundError
 
 # A grace period must outlast what a writer may not have noticed (LOOK_AGAIN, twice), lists that lag and skewed clocks.
 MIN_GRACE = timedelta(seconds=6 * LOOK_AGAIN)
@@ -96,8 +96,7 @@ class Collector:
         if not dry_run:
             mended = self._repository.mend_config()
             self.result.notes.extend(f"{path} was missing or damaged and is written again" for path in mended)
-            for backup in doomed:
-                self._remove_backup(backup.id)
+            self.result.backups_removed = [backup.id for backup in doomed if self._remove_backup(backup.id)]
             self._remove_orphaned_marks()
         self._step("finding what is in use")
         with LiveSet(self._directory) as live:
@@ -185,10 +184,17 @@ class Collector:
             return False
         return self._sweeper.now - state.deleted >= wait
 
-    def _remove_backup(self, backup_id: str) -> None:
+    def _remove_backup(self, backup_id: str) -> bool:
+        """Remove the backup, unless somebody has just taken its deletion back, or locked it."""
         state = marks.fold(self._backups.marks(backup_id))
-        if state.deleted is not None and not state.protected and not state.archived:
+        if state.deleted is None or state.protected or state.archived:
+            return False
+        try:
             self._backups.remove(backup_id)
+        except ObjectLockedError as error:
+            self._sweeper.count_locked(manifests.path(backup_id), error.until)
+            return False
+        return True
 
     def _remove_orphaned_marks(self) -> None:
         """Remove what a killed deletion left: marks of backups that are gone."""

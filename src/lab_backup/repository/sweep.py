@@ -60,10 +60,11 @@ class Sweeper:
         except ObjectNotFoundError:
             return False
         if until is not None:
-            self._count_locked(path, until)
+            self.count_locked(path, until)
         return until is not None
 
-    def _count_locked(self, path: str, until: datetime) -> None:
+    def count_locked(self, path: str, until: datetime) -> None:
+        """Count the object among those that stay because they are locked until then."""
         result = self.result
         if path not in self._locked:
             self._locked.add(path)
@@ -76,7 +77,7 @@ class Sweeper:
         try:
             self._repository.storage.delete(path)
         except ObjectLockedError as error:
-            self._count_locked(path, error.until)
+            self.count_locked(path, error.until)
 
     def delete_packs(self, packs: set[bytes]) -> None:
         """Delete packs that nobody's index names any more."""
