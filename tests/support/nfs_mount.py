@@ -28,6 +28,8 @@ _LOST = (
 )
 
 
+# What cannot be asked a second time, since it may have been done. The caller finds out.
+_UNSURE = (nfs_rs.NfsUncertainOutcomeError, nfs_rs.NfsOperationOutcomeError)
 _NUMBERS = (
     (FileNotFoundError, errno.ENOENT),
     (FileExistsError, errno.EEXIST),
@@ -83,13 +85,13 @@ class Passing(mfusepy.Operations):  # type: ignore[misc]  # it has no types
             client = self._client
             try:
                 return ask(client)
-            except _LOST:
-                if not again or time.monotonic() > deadline:
-                    raise mfusepy.FuseOSError(errno.EIO) from None
-                time.sleep(0.1)
+            except (*_LOST, *_UNSURE) as error:
                 with self._lock, suppress(OSError, nfs_rs.NfsError):
                     if self._client is client:
                         self._client = self._connect()
+                if not again or isinstance(error, _UNSURE) or time.monotonic() > deadline:
+                    raise mfusepy.FuseOSError(errno.EIO) from None
+                time.sleep(0.1)
             except (OSError, nfs_rs.NfsError) as error:
                 raise mfusepy.FuseOSError(_number(error)) from None
 
