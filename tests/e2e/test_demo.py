@@ -35,6 +35,7 @@ def test_the_demo_proves_what_it_claims(environment: dict[str, str]) -> None:
     assert re.search(r"proof: .* changed, .* read \(0\.\d+ % of the disk\)", done.stdout)
     assert re.search(r"proof: \d+ files and folders have their owner.*; \d+ SHA-256 are equal", done.stdout)
     assert "0 corrupt, 0 missing" in done.stdout
+    assert re.search(r"proof: \d+ names in the volume are equal in everything", done.stdout)
     _assert_nothing_is_left(done.stdout)
 
 
@@ -66,10 +67,11 @@ def _wait_for(text: str, output: IO[str], process: "subprocess.Popen[bytes]") ->
 
 
 def _assert_nothing_is_left(output: str) -> None:
-    found = _REPOSITORY.search(output)
-    assert found is not None, output
-    assert not Path(found[1]).exists()
-    assert _processes_with(found[1]) == []
+    found = _REPOSITORY.findall(output)
+    assert found, output
+    for folder in found:
+        assert not Path(folder).exists()
+        assert _processes_with(folder) == []
 
 
 def _processes_with(text: str) -> list[str]:

@@ -1,29 +1,26 @@
-"""The demo: a real guest is backed up while it runs, changed, backed up again, destroyed, and brought back."""
+"""The demo: a real guest is backed up while it runs, changed, backed up again, destroyed, and brought back; then a container."""
 
 import os
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from lab_backup.demo.accelerator import Accelerator
 from lab_backup.demo.command_line import CommandLine
+from lab_backup.demo.container_act import play_container
 from lab_backup.demo.content import add_odd_files, change_files, copy_files, inventory
 from lab_backup.demo.disk import DiskSpec, make_disk
 from lab_backup.demo.errors import DemoError
 from lab_backup.demo.guest import build_guest
 from lab_backup.demo.hypervisor import Hypervisor
 from lab_backup.demo.machine import Guest, define_guest
+from lab_backup.demo.stage import Row, Stage
 from lab_backup.units import GiB, MiB, format_duration, format_size
 
 NAME = "demo"
@@ -32,44 +29,6 @@ DISK_SIZE = 4 * GiB
 CONTENT_SIZE = 150 * MiB
 _SPACE_NEEDED = 1 * GiB  # disk, repository, restored disk and scratch files
 ACCELERATOR_VARIABLE = "LAB_BACKUP_DEMO_ACCEL"
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    what: str
-    seconds: float
-    read: int | None = None
-    stored: int | None = None
-
-
-@dataclass(slots=True)
-class _Stage:
-    """Where the demo talks: numbered steps, what they found, and the commands that a user would type."""
-
-    console: Console
-    number: int = 0
-    rows: list[_Row] = field(default_factory=list)
-
-    @contextmanager
-    def step(self, text: str) -> Iterator[None]:
-        """Announce a step, and say how long it took."""
-        self.number += 1
-        self.console.print(f"[bold]{self.number:2}[/] {escape(text)} …", highlight=False, soft_wrap=True)
-        began = time.monotonic()
-        yield
-        self.console.print(f"   [green]done[/] in {format_duration(time.monotonic() - began)}", highlight=False)
-
-    def say(self, text: str) -> None:
-        """Print one finding below the current step."""
-        self.console.print(f"   {escape(text)}", highlight=False, soft_wrap=True)
-
-    def command(self, cli: CommandLine, *arguments: str) -> dict[str, Any]:
-        """Show a command as a user would type it, run it, and show its warnings."""
-        self.console.print(f"   [cyan]$ lab-backup {escape(' '.join(arguments))}[/]", highlight=False, soft_wrap=True)
-        answer = cli.run(*arguments)
-        for warning in answer.get("warnings", ()):
-            self.console.print(f"   [yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
-        return answer
 
 
 def run_demo(console: Console) -> int:
@@ -87,11 +46,13 @@ def run_demo(console: Console) -> int:
         )
     cache = platformdirs.user_cache_path("lab-backup") / "guest"
     began = time.monotonic()
-    stage = _Stage(console)
+    stage = Stage(console)
     with stage.step("Building a tiny guest from Debian's kernel, busybox and the QEMU guest agent"):
         image = build_guest(cache)
     with Hypervisor(image, accelerator=accelerator) as hypervisor:
         _play(stage, hypervisor)
+    play_container(stage)
+    stage.show_table()
     console.print(
         f"\nAll of it took {format_duration(time.monotonic() - began)}. Nothing of it is left.", highlight=False
     )
@@ -99,7 +60,7 @@ def run_demo(console: Console) -> int:
     return 0
 
 
-def _play(stage: _Stage, hypervisor: Hypervisor) -> None:
+def _play(stage: Stage, hypervisor: Hypervisor) -> None:
     repository = hypervisor.directory / "repository"
     cli = CommandLine(
         {
@@ -137,8 +98,7 @@ def _play(stage: _Stage, hypervisor: Hypervisor) -> None:
         target = hypervisor.directory / "restored"
         target.mkdir()
         hypervisor.account.own(target)
-        made = _timed(
-            stage, cli, "restore", "restore", "vm", f"latest:vm/{NAME}",
+        made = stage.timed(cli, "restore", "restore", "vm", f"latest:vm/{NAME}",
             "--name", RESTORED, "--directory", str(target), "--start",
         )  # fmt: skip
         stage.say(
@@ -151,14 +111,13 @@ def _play(stage: _Stage, hypervisor: Hypervisor) -> None:
         _prove_that_nothing_changed(stage, before, _inventory(stage, restored))
 
     with stage.step("Verifying the repository down to every stored byte"):
-        found = _timed(stage, cli, "verify", "verify", "--read-data")
+        found = stage.timed(cli, "verify", "verify", "--read-data")
         if found["corrupt"] or found["missing"]:
             raise DemoError(f"verify found damage: {found['corrupt']} corrupt, {found['missing']} missing")
         stage.say(f"{found['checked']} parts checked, 0 corrupt, 0 missing")
-    stage.console.print(_table(stage.rows))
 
 
-def _start_guest(stage: _Stage, hypervisor: Hypervisor) -> Guest:
+def _start_guest(stage: Stage, hypervisor: Hypervisor) -> Guest:
     with stage.step(f"Filling a disk of {format_size(DISK_SIZE)} with real files of this machine"):
         disk = DiskSpec(hypervisor.directory / f"{NAME}.qcow2")
         with tempfile.TemporaryDirectory(dir=hypervisor.directory) as folder:
@@ -175,14 +134,14 @@ def _start_guest(stage: _Stage, hypervisor: Hypervisor) -> Guest:
     return guest
 
 
-def _back_up(stage: _Stage, cli: CommandLine, guest: Guest, kind: str) -> dict[str, Any]:
+def _back_up(stage: Stage, cli: CommandLine, guest: Guest, kind: str) -> dict[str, Any]:
     beats = _heartbeats(guest)
     began = time.monotonic()
     made = stage.command(cli, "backup", "vm", NAME)
     seconds = time.monotonic() - began
     if made["kind"] != kind:
         raise DemoError(f"the {kind} backup turned out {made['kind']}")
-    stage.rows.append(_Row(f"{kind} backup", seconds, made["bytes_read"], made["bytes_stored"]))
+    stage.rows.append(Row(f"{kind} backup", seconds, made["bytes_read"], made["bytes_stored"]))
     stage.say(
         f"{made['consistency']}-consistent; read {format_size(made['bytes_read'])} of {format_size(made['bytes_total'])}, "
         f"stored {format_size(made['bytes_stored'])}; the guest's heart beat {_heartbeats(guest) - beats} times meanwhile"
@@ -210,7 +169,7 @@ def _dirty_bytes(guest: Guest) -> int:
 
 
 def _prove_that_only_changes_were_read(
-    stage: _Stage, full: dict[str, Any], increment: dict[str, Any], dirty: int
+    stage: Stage, full: dict[str, Any], increment: dict[str, Any], dirty: int
 ) -> None:
     read, stored = increment["bytes_read"], increment["bytes_stored"]
     # Blocks are counted in 64 KiB, chunks are 128 KiB: at worst every changed block is half a chunk. The allowance is for
@@ -227,12 +186,12 @@ def _prove_that_only_changes_were_read(
     )
 
 
-def _inventory(stage: _Stage, guest: Guest) -> list[str]:
+def _inventory(stage: Stage, guest: Guest) -> list[str]:
     with stage.console.status(f"reading every file in {guest.name}"):
         return inventory(guest)
 
 
-def _prove_that_nothing_changed(stage: _Stage, before: list[str], after: list[str]) -> None:
+def _prove_that_nothing_changed(stage: Stage, before: list[str], after: list[str]) -> None:
     if before != after:
         differences = sorted(set(before) ^ set(after))
         raise DemoError(
@@ -245,36 +204,14 @@ def _prove_that_nothing_changed(stage: _Stage, before: list[str], after: list[st
     )
 
 
-def _timed(stage: _Stage, cli: CommandLine, what: str, *arguments: str) -> dict[str, Any]:
-    began = time.monotonic()
-    answer = stage.command(cli, *arguments)
-    stage.rows.append(_Row(what, time.monotonic() - began, answer.get("bytes_read")))
-    return answer
-
-
-def _table(rows: list[_Row]) -> Table:
-    table = Table(title="What it took", title_justify="left")
-    table.add_column("")
-    for heading in ("seconds", "bytes read", "bytes stored", "stored / read"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            row.what,
-            f"{row.seconds:.1f}",
-            "" if row.read is None else format_size(row.read),
-            "" if row.stored is None else format_size(row.stored),
-            f"{row.stored / row.read:.2f}" if row.read and row.stored is not None else "",
-        )
-    return table
-
-
 def _say_what_next(console: Console) -> None:
     console.print(
         "\nNow with your own machines:\n"
         "  lab-backup repo init /srv/backups\n"
         "  lab-backup backup vm NAME --repo /srv/backups           # the first is full, the next ones are incremental\n"
         "  lab-backup list --repo /srv/backups\n"
-        "  lab-backup restore vm latest:vm/NAME --repo /srv/backups --name NEW --start",
+        "  lab-backup restore vm latest:vm/NAME --repo /srv/backups --name NEW --start\n"
+        "  lab-backup backup container NAME --repo /srv/backups    # and so on: lab-backup --help",
         highlight=False,
         markup=False,
         soft_wrap=True,
