@@ -5,7 +5,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -226,3 +226,34 @@ def test_a_wrong_checksum_is_noticed(seaweed: Seaweed, monkeypatch: pytest.Monke
 
 def _refuse(*_: object) -> None:
     raise FlexibleChecksumError(error_msg="flipped on the way")
+
+
+@pytest.mark.parametrize("locks", [False, True])
+def test_probes_leave_nothing(seaweed: Seaweed, *, locks: bool) -> None:
+    """What is put to find out about the server is gone with all its versions; so is, later, what a killed process left."""
+    with closing(store(seaweed, locks=locks)) as s3:
+        assert s3.atomic_create
+        client = raw_client(seaweed)
+
+        def left() -> list[Any]:
+            answer = client.list_object_versions(Bucket=s3._bucket, Prefix=s3._prefix)
+            return [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]
+
+        assert left() == []
+        client.put_object(Bucket=s3._bucket, Key=f"{s3._prefix}.probe-0", Body=b"left")
+        assert s3.clean_temporary(3600) == 0
+        assert s3.clean_temporary(-60) == 1
+        assert left() == []
+
+
+def test_a_missing_bucket(seaweed: Seaweed) -> None:
+    """Every call says that the bucket is missing, none that data is, and a listing is not empty."""
+    with closing(S3Storage("no-such-bucket", "place", connection=seaweed.connection())) as s3:
+        calls: list[Callable[[], object]] = [
+            lambda: s3.stat("a"), lambda: s3.read("a"), lambda: s3.read("a", 3, 4), lambda: list(s3.list()),
+            lambda: s3.delete("a"), lambda: s3.locked_until("a"), lambda: s3.locks, lambda: s3.create("a", b""),
+            lambda: s3.clean_temporary(0), s3.get_usage,
+        ]  # fmt: skip
+        for call in calls:
+            with pytest.raises(StorageNotFoundError):
+                call()

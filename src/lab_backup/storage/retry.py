@@ -64,7 +64,7 @@ class RetryingStorage(StorageBackend):
     @property
     def atomic_create(self) -> bool:
         """Whether the inner store's `create` is one step."""
-        return self._inner.atomic_create
+        return self._repeat(lambda: self._inner.atomic_create)
 
     def upload(self, path: str, data: Buffer, metadata: Mapping[str, str] | None = None) -> None:
         """Store `data`; the same bytes under the same name, however often it takes."""
@@ -140,7 +140,7 @@ class RetryingStorage(StorageBackend):
     @property
     def locks(self) -> bool:
         """Whether the inner store locks objects."""
-        return self._inner.locks
+        return self._repeat(lambda: self._inner.locks)
 
     def lock(self, path: str, until: datetime) -> None:
         """Lock the object."""

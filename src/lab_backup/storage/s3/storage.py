@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from botocore import exceptions as boto
@@ -31,13 +32,17 @@ from lab_backup.storage.base import (
     check_path,
 )
 from lab_backup.storage.s3.client import make_client
-from lab_backup.storage.s3.errors import code_of, is_status, status_of, translated
+from lab_backup.storage.s3.errors import is_status, is_unknown, status_of, translated
 from lab_backup.storage.s3.settings import Connection, Encryption, LockMode
 from lab_backup.units import MiB
 
 MULTIPART = 16 * MiB  # what is larger goes in parts, several at once
 PART = 8 * MiB  # S3 accepts 5 MiB to 5 GiB; small parts keep more requests in flight
-_DELETE_VERSIONS = 1000
+_PAGE = 1000  # names, in an answer that lists them
+
+
+def _info(row: Mapping[str, Any], prefix: str) -> ObjectInfo:
+    return ObjectInfo(row["Key"].removeprefix(prefix), row["Size"], row["LastModified"].astimezone(UTC))
 
 
 class S3Storage(StorageBackend):
@@ -158,9 +163,20 @@ class S3Storage(StorageBackend):
                     raise
                 return status_of(error) == 412
             finally:
-                with suppress(boto.ClientError, boto.BotoCoreError):
-                    self._client.delete_object(**where)
+                # What cannot be removed now is removed by `clean_temporary`.
+                with suppress(StorageError):
+                    self._remove_probes(where["Key"], datetime.now(UTC) + timedelta(days=1))
         return False
+
+    def _remove_probes(self, start: str, before: datetime) -> int:
+        """Remove what was put before that time under names with that beginning, with all versions, since it is nothing to keep."""
+        with translated(self.url, ""):
+            rows = list(self._all_versions(start) if self._versioned else self._all_objects(start))
+            old = [row for row in rows if row["LastModified"].astimezone(UTC) < before]
+            for row in old:
+                version = {"VersionId": row["VersionId"]} if "VersionId" in row else {}
+                self._client.delete_object(Bucket=self._bucket, Key=row["Key"], **version)
+        return len({row["Key"] for row in old})
 
     # --- reading ---
 
@@ -180,7 +196,7 @@ class S3Storage(StorageBackend):
             except boto.ClientError as error:
                 if is_status(error, 416):
                     return b""
-                version = self._buried(path) if is_status(error, 404) and code_of(error) != "NoSuchBucket" else None
+                version = self._buried(path) if self._is_missing(error) else None
                 if version is None:
                     raise
                 return self._get({**where, "VersionId": version}, span)
@@ -206,11 +222,21 @@ class S3Storage(StorageBackend):
             try:
                 answer = self._client.head_object(**where, **self._key_options)
             except boto.ClientError as error:
-                version = self._buried(path) if is_status(error, 404) else None
+                version = self._buried(path) if self._is_missing(error) else None
                 if version is None:
                     raise
                 answer = self._client.head_object(**where, VersionId=version, **self._key_options)
-        return ObjectInfo(path, answer["ContentLength"], answer["LastModified"].astimezone(UTC))
+            return ObjectInfo(path, answer["ContentLength"], answer["LastModified"].astimezone(UTC))
+
+    def _is_missing(self, error: boto.ClientError) -> bool:
+        """Whether the answer says that there is no such object, in a bucket that is there. Raises what is wrong about the bucket.
+
+        An answer to HEAD has no body that could tell the two apart, and some servers do not tell them apart in GET.
+        """
+        if not is_status(error, 404):
+            return False
+        self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        return True
 
     def _exists(self, path: str) -> bool:
         try:
@@ -222,16 +248,23 @@ class S3Storage(StorageBackend):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Return the objects below `prefix`, a thousand by each request. Other tools' names are passed over."""
         check_path(prefix, prefix=True)
-        start = f"{self._prefix}{prefix}/" if prefix else self._prefix
+        rows = self._all_objects(f"{self._prefix}{prefix}/" if prefix else self._prefix)
+        while True:
+            with translated(self.url, ""):
+                infos = [_info(row, self._prefix) for row in islice(rows, _PAGE)]
+            if not infos:
+                return
+            for info in infos:
+                with suppress(InvalidPathError):
+                    check_path(info.path)
+                    yield info
+
+    def _all_objects(self, start: str) -> Iterator[dict[str, Any]]:
         token: dict[str, str] = {}
         while True:
-            with translated(self.url, prefix):
-                page = self._client.list_objects_v2(Bucket=self._bucket, Prefix=start, **token)
-            for item in page.get("Contents", ()):
-                path = item["Key"].removeprefix(self._prefix)
-                with suppress(InvalidPathError):
-                    yield ObjectInfo(check_path(path), item["Size"], item["LastModified"].astimezone(UTC))
-            if not page.get("IsTruncated"):
+            page = self._client.list_objects_v2(Bucket=self._bucket, Prefix=start, **token)
+            yield from page.get("Contents", ())
+            if not page["IsTruncated"]:
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
@@ -262,24 +295,26 @@ class S3Storage(StorageBackend):
             try:
                 return str(self._client.get_bucket_versioning(Bucket=self._bucket).get("Status", "")) != ""
             except boto.ClientError as error:
-                if is_status(error, 403, 405, 501):  # not allowed to know, or a server without versions
+                if is_unknown(error):  # a server without versions
                     return False
                 raise
 
     def _versions(self, path: str, *, markers: bool = True) -> Sequence[dict[str, Any]]:
         """Return all versions of one object, newest first; delete markers as well unless not wanted."""
         key = self._prefix + path
-        found: list[dict[str, Any]] = []
+        rows = (row for row in self._all_versions(key) if row["Key"] == key and (markers or "Size" in row))
+        return sorted(rows, key=lambda row: row["LastModified"], reverse=True)
+
+    def _all_versions(self, start: str) -> Iterator[dict[str, Any]]:
+        """Return all versions and delete markers of the names with that beginning; only the former have a size."""
         position: dict[str, str] = {}
         while True:
-            page = self._client.list_object_versions(
-                Bucket=self._bucket, Prefix=key, MaxKeys=_DELETE_VERSIONS, **position
-            )
-            rows = [*page.get("Versions", ()), *(page.get("DeleteMarkers", ()) if markers else ())]
-            found += [row for row in rows if row["Key"] == key]
-            if not page.get("IsTruncated") or page.get("NextKeyMarker") != key:
-                return sorted(found, key=lambda row: row["LastModified"], reverse=True)
-            position = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
+            page = self._client.list_object_versions(Bucket=self._bucket, Prefix=start, MaxKeys=_PAGE, **position)
+            yield from page.get("Versions", ())
+            yield from page.get("DeleteMarkers", ())
+            if not page["IsTruncated"]:
+                return
+            position = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page.get("NextVersionIdMarker", "")}
 
     def _buried(self, path: str) -> str | None:
         """Return the newest version of a locked object that somebody has hidden behind a delete marker; None where there is none."""
@@ -297,10 +332,10 @@ class S3Storage(StorageBackend):
             try:
                 answer = self._client.get_object_lock_configuration(Bucket=self._bucket)
             except boto.ClientError as error:
-                if is_status(error, 400, 403, 404, 405, 501):
+                if is_unknown(error):
                     return False
                 raise
-        return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
+            return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
 
     def lock(self, path: str, until: datetime) -> None:
         """Prolong the object's retention, unless it lasts that long already."""
@@ -326,7 +361,7 @@ class S3Storage(StorageBackend):
         try:
             answer = self._client.get_object_retention(**named)
         except boto.ClientError as error:
-            if is_status(error, 400, 404, 405):  # none was set, or a delete marker
+            if is_unknown(error):  # none was set, or a delete marker
                 return None
             raise
         until: datetime = answer["Retention"]["RetainUntilDate"].astimezone(UTC)
@@ -352,18 +387,10 @@ class S3Storage(StorageBackend):
                             Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                         )
                         count += 1
-                if not page.get("IsTruncated"):
+                if not page["IsTruncated"]:
                     break
-                position = {
-                    "KeyMarker": page["NextKeyMarker"],
-                    "UploadIdMarker": page["NextUploadIdMarker"],
-                }
-            probes = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._prefix}.probe-")
-            for item in probes.get("Contents", ()):
-                if item["LastModified"].astimezone(UTC) < before:
-                    self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
-                    count += 1
-        return count
+                position = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+        return count + self._remove_probes(f"{self._prefix}.probe-", before)
 
     def close(self) -> None:
         """Close all connections."""
