@@ -13,7 +13,7 @@ import pytest
 from lab_backup.storage.base import StorageAccessError, StorageNotFoundError, TransientStorageError
 from lab_backup.storage.retry import RetryingStorage
 from lab_backup.storage.s3.settings import Connection, Credentials
-from lab_backup.storage.s3.storage import S3Storage
+from lab_backup.storage.s3.storage import MULTIPART, S3Storage
 
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 NOW = "2030-01-01T00:00:00.000Z"
@@ -121,7 +121,7 @@ SPOILED: dict[str, tuple[Callable[[S3Storage], object], Answer]] = {
     ),
     "no time": (lambda s3: s3.stat("a"), Answer(200, "", (("Content-Length", "3"),))),
     "bad time": (lambda s3: s3.stat("a"), Answer(200, "", (("Content-Length", "3"), ("Last-Modified", "now")))),
-    "no upload": (lambda s3: s3.upload("a", bytes(17 << 20)), Answer(200, f"{XML}<InitiateMultipartUploadResult/>")),
+    "no upload": (lambda s3: s3.upload("a", bytes(MULTIPART + 1)), Answer(200, f"{XML}<InitiateMultipartUploadResult/>")),
     "locks": (lambda s3: s3.locks, Answer(200, "<Object")),
     "uploads": (lambda s3: s3.clean_temporary(0), Answer(200, "<List")),
 }
