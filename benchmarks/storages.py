@@ -16,6 +16,7 @@ from compare import WrongRestoreError, warm
 from images import Images
 from measure import Cost, middle, run
 from peers import LAB_BACKUP, LabBackup, Restic, Tool
+from support.nfs import Ganesha
 from support.samba import PASSWORD, USER, Samba
 from support.seaweed import ADMIN, Seaweed
 
@@ -86,6 +87,7 @@ class Servers:
     folder: Path
     s3: Seaweed
     samba: Samba
+    nfs: Path
     count: int = 0
 
     def place(self, kind: str, *, port: int | None = None) -> Place:
@@ -94,6 +96,8 @@ class Servers:
         name = f"{kind}-{self.count}"
         if kind == "local":
             return Place(str(self.folder / name))
+        if kind == "nfs":
+            return Place(str(self.nfs / name))
         if kind == "smb":
             return Place(
                 f"smb://{USER}@127.0.0.1:{self.samba.port}/backup/{name}", {"LAB_BACKUP_SMB_PASSWORD": PASSWORD}
@@ -118,7 +122,7 @@ def measure_storages(images: Images, folder: Path, runs: int, say: Callable[[str
             source.backup(image)
         kinds: dict[str, Callable[[Path], Tool]] = {
             kind: lambda path, kind=kind: LabAt(path, servers.place(kind), like=source)  # type: ignore[misc]  # bound now
-            for kind in ("local", "smb", "s3")
+            for kind in ("local", "smb", "nfs", "s3")
         }
         kinds["s3, restic"] = lambda path: ResticAt(path, servers.for_restic())
         for turn in range(runs):
@@ -196,9 +200,15 @@ def _server_alone(servers: Servers, packs: Path) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _servers(folder: Path) -> Iterator[Servers]:
-    (folder / "samba").mkdir()
-    with Seaweed(folder / "s3") as s3, Samba(folder / "samba") as samba:
-        yield Servers(folder, s3, samba)
+    for name in ("samba", "nfs"):
+        (folder / name).mkdir()
+    with Seaweed(folder / "s3") as s3, Samba(folder / "samba") as samba, Ganesha(folder / "nfs") as nfs:
+        (nfs.directory / "export/places").mkdir()
+        mounted = nfs.mounter.mount(nfs.address("places"))
+        try:
+            yield Servers(folder, s3, samba, mounted.path)
+        finally:
+            mounted.leave()
 
 
 @contextlib.contextmanager
