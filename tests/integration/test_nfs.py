@@ -1,23 +1,27 @@
 """Repositories on a real NFS server: mounted when needed, never written to the disk below, and through everything that servers do."""
 
+import errno
 import os
 import secrets
 import subprocess
 import threading
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab_backup.operations.verify import verify
 from lab_backup.storage.base import (
     NoSpaceError,
+    ObjectExistsError,
     StorageAccessError,
     StorageBackend,
     StorageError,
     StorageNotFoundError,
     TransientStorageError,
 )
+from lab_backup.storage.local import LocalStorage
 from lab_backup.storage.nfs.address import Address
 from lab_backup.storage.nfs.mounter import Mounter
 from lab_backup.storage.nfs.storage import NFSStorage
@@ -216,7 +220,7 @@ def test_a_forgotten_handle_is_found_again(ganesha: Ganesha) -> None:
 
         def opened(*arguments: object, **keywords: object) -> int:
             if failing.pop() if failing else False:
-                raise OSError(116, "Stale file handle")
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             return original(*arguments, **keywords)  # type: ignore[arg-type]  # handed on as it is
 
         original = os.open
@@ -226,3 +230,72 @@ def test_a_forgotten_handle_is_found_again(ganesha: Ganesha) -> None:
                 storage.read("a")
             assert storage.read("a") == b"there"
         assert storage.read("b/c") == b"there"
+
+
+def test_a_handle_is_not_found_again_elsewhere(ganesha: Ganesha) -> None:
+    """A forgotten handle is not replaced by the folder below a mount that is gone: everything goes on failing, and that folder stays empty."""
+    with closing(ganesha.open(fresh())) as storage:
+        storage.upload("a", b"there")
+        (mount,) = ganesha.mounted()
+        subprocess.run([UMOUNT, "--lazy", mount], check=True, timeout=30)
+        real, stale = os.open, os.fstat(storage._root).st_dev
+
+        def opened(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+            if dir_fd is not None and os.fstat(dir_fd).st_dev == stale:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return real(path, flags, mode, dir_fd=dir_fd)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lab_backup.storage.local.os.open", opened)
+            for _ in range(3):
+                with pytest.raises(TransientStorageError):
+                    storage.upload("b", b"x")
+                with pytest.raises(TransientStorageError):
+                    storage.read("a")
+        assert list(mount.rglob("*")) == []
+
+
+def test_another_servers_mount_is_refused(ganesha: Ganesha, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount that is there, but of another server, is not written to."""
+    place = fresh()
+    with closing(ganesha.open(place)) as storage:
+        (mount,) = ganesha.mounted()
+        monkeypatch.setattr(Mounter, "existing", lambda *_: mount)
+        address = ganesha.address(place)
+        with pytest.raises(StorageNotFoundError, match="not mounted any more"):
+            NFSStorage(Address("192.0.2.1", address.path, address.options), mounter=ganesha.mounter)
+        assert list(storage.list()) == []
+
+
+def test_create_with_a_lost_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a server has made the name and its answer was lost, so that the client asks again and hears that it is there, `create` has succeeded; but only then.
+
+    On a local disk, where one file has one number under all its names, as the kernel's NFS client shows it and the tests' does not.
+    """
+    with closing(LocalStorage(tmp_path)) as storage:
+        real = os.link
+
+        def lost(*arguments: Any, **keywords: Any) -> None:
+            real(*arguments, **keywords)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+        def beaten(source: str, name: str, **keywords: Any) -> None:
+            storage.upload(name, b"another's")
+            real(source, name, **keywords)
+
+        monkeypatch.setattr("lab_backup.storage.local.os.link", lost)
+        storage.create("a", b"ours")
+        assert storage.read("a") == b"ours"
+        monkeypatch.setattr("lab_backup.storage.local.os.link", beaten)
+        with pytest.raises(ObjectExistsError):
+            storage.create("b", b"ours")
+        assert storage.read("b") == b"another's"
+
+
+def test_names_that_the_client_keeps_are_not_objects(ganesha: Ganesha) -> None:
+    """What the kernel's client leaves of a file that was deleted while it was open, `.nfs…`, is not listed."""
+    place = fresh()
+    with closing(ganesha.open(place)) as storage:
+        storage.upload("packs/a", b"there")
+        (ganesha.directory / "export" / place / "packs/.nfs00000000000a1b2c00000001").write_bytes(b"deleted")
+        assert [info.path for info in storage.list()] == ["packs/a"]

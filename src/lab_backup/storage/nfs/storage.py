@@ -9,7 +9,7 @@ from lab_backup.storage.base import StorageError, StorageNotFoundError, Transien
 from lab_backup.storage.local import LocalStorage
 from lab_backup.storage.nfs.address import Address
 from lab_backup.storage.nfs.mounter import Mounted, Mounter
-from lab_backup.storage.nfs.mounts import mounts
+from lab_backup.storage.nfs.mounts import covering, mounts
 
 _PASSING = {
     errno.EIO,
@@ -82,7 +82,9 @@ class NFSStorage(LocalStorage):
     def _check_mount(self, number: int) -> None:
         device = os.fstat(number).st_dev
         wanted = os.major(device), os.minor(device)
-        if not any(mount.device == wanted and mount.kind in self._mounter.kinds for mount in mounts()):
+        here = (mount for mount in mounts() if mount.device == wanted)
+        # Also another server's mount at that place is the wrong one.
+        if covering(here, self._address.source, kinds=self._mounter.kinds) is None:
             raise StorageNotFoundError(
                 f"{self._address.url} is not mounted any more: its folder on this host lies on another file system",
                 hint="mount it again; nothing was written",
