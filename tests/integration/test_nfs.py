@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lab_backup.operations.storage_test import check_storage
 from lab_backup.operations.verify import verify
 from lab_backup.storage.base import (
     NoSpaceError,
@@ -299,3 +300,15 @@ def test_names_that_the_client_keeps_are_not_objects(ganesha: Ganesha) -> None:
         storage.upload("packs/a", b"there")
         (ganesha.directory / "export" / place / "packs/.nfs00000000000a1b2c00000001").write_bytes(b"deleted")
         assert [info.path for info in storage.list()] == ["packs/a"]
+
+
+def test_the_self_check(ganesha: Ganesha) -> None:
+    """`storage test` finds nothing wrong with a good server, and on a read-only export says what is."""
+    place = fresh()
+    with closing(ganesha.open(place)) as storage:
+        assert {check.outcome for check in check_storage(storage).checks} == {"ok"}
+        assert list(storage.list()) == []
+    with closing(ganesha.open(place, export="readonly", create=False)) as storage:
+        failed = [check for check in check_storage(storage).checks if check.outcome == "failed"]
+        assert [check.name for check in failed][:1] == ["write"]
+        assert failed[0].hint
