@@ -306,7 +306,8 @@ def test_readers_never_see_a_torn_object(store: StorageBackend) -> None:
     with ThreadPoolExecutor(2) as pool:
         tasks = [pool.submit(write, version) for version in versions]
         try:
-            for _ in range(200):
+            # Where every version stays, each look goes through all of them.
+            for _ in range(15 if isinstance(store, S3Storage) and store.locks else 200):
                 assert _found(store, lambda: store.read("a")) in versions
                 assert _found(store, lambda: store.stat("a")).size in {300_000, 70_000}
                 assert _found(store, lambda: next(store.list())).size in {300_000, 70_000}

@@ -17,6 +17,7 @@ import pytest
 from botocore.exceptions import FlexibleChecksumError
 
 from lab_backup.storage.base import (
+    ObjectExistsError,
     ObjectLockedError,
     ObjectNotFoundError,
     StorageAccessError,
@@ -189,6 +190,76 @@ def test_hidden_behind_a_delete_marker(seaweed: Seaweed) -> None:
             s3.read("free")
         with pytest.raises(ObjectLockedError):
             s3.delete("locked")
+
+
+def test_hidden_behind_another_version(seaweed: Seaweed) -> None:
+    """Somebody puts something else over locked objects, and locks that too, or a marker on top: the first one counts for all that ask."""
+    with closing(store(seaweed, locks=True)) as s3:
+        until = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=5)
+        for path in ("packs/one", "packs/two", "packs/three"):
+            s3.upload(path, f"ours in {path}".encode())
+            s3.lock(path, until)
+        s3.upload("packs/free", b"old")
+        client = raw_client(seaweed)
+        keys = {
+            path: {"Bucket": s3._bucket, "Key": s3._prefix + path}
+            for path in ("packs/one", "packs/two", "packs/three", "packs/free")
+        }
+        client.put_object(**keys["packs/one"], Body=b"theirs")
+        client.put_object(
+            **keys["packs/two"],
+            Body=b"theirs, locked",
+            ObjectLockMode="GOVERNANCE",
+            ObjectLockRetainUntilDate=until + timedelta(hours=1),
+        )
+        client.put_object(**keys["packs/three"], Body=b"theirs")
+        client.delete_object(**keys["packs/three"])
+        client.put_object(**keys["packs/free"], Body=b"newer")
+        for fresh in (s3, S3Storage(s3._bucket, s3._prefix.rstrip("/"), connection=seaweed.connection())):
+            for path in ("packs/one", "packs/two", "packs/three"):
+                ours = f"ours in {path}".encode()
+                assert fresh.read(path) == ours
+                assert fresh.read(path, 5, 3) == ours[5:8]
+                assert fresh.stat(path).size == len(ours)
+                assert fresh.locked_until(path) == until
+                with pytest.raises(ObjectLockedError):
+                    fresh.delete(path)
+                with pytest.raises(ObjectExistsError):
+                    fresh.create(path, b"again")
+            assert fresh.read("packs/free") == b"newer"
+            assert {info.path: info.size for info in fresh.list("packs")} == {
+                "packs/one": 17, "packs/two": 17, "packs/three": 19, "packs/free": 5,
+            }  # fmt: skip
+        longer = until + timedelta(minutes=5)
+        s3.lock("packs/three", longer)
+        assert s3.locked_until("packs/three") == longer
+        assert s3.read("packs/three") == b"ours in packs/three"
+
+
+def test_a_lock_that_is_over_pins_nothing(seaweed: Seaweed) -> None:
+    """What was read while it was locked, and was removed by another host afterwards, is not said to be there still."""
+    with closing(store(seaweed, locks=True)) as s3:
+        s3.upload("packs/a", b"short")
+        until = datetime.now(UTC) + timedelta(seconds=2)
+        s3.lock("packs/a", until)
+        assert s3.read("packs/a") == b"short"
+        other = S3Storage(s3._bucket, s3._prefix.rstrip("/"), connection=seaweed.connection())
+        with closing(other):
+            wait_until(lambda: removed(other, "packs/a"), 30)
+            with pytest.raises(ObjectNotFoundError):
+                s3.stat("packs/a")
+            other.upload("packs/a", b"another")
+        assert s3.read("packs/a") == b"another"
+        assert s3.stat("packs/a").size == 7
+
+
+def removed(s3: S3Storage, path: str) -> bool:
+    """Delete the object if its lock is over."""
+    try:
+        s3.delete(path)
+    except ObjectLockedError:
+        return False
+    return True
 
 
 def test_deletion_frees_space_where_versions_are_kept(seaweed: Seaweed) -> None:

@@ -129,7 +129,7 @@ def live(place: Place, folder: Path, began: float, until: float, seed: int) -> N
     packer.PACKS_PER_INDEX = 2
     (BackupSession.__init__.__kwdefaults__ or {})["clock"] = lambda: time.monotonic() * SPEED
     _Skewed.skew = timedelta(hours=chooser.uniform(-100, 100))
-    backing_up.datetime = _Skewed  # type: ignore[attr-defined,misc]  # the module's own clock, which is off
+    backing_up.datetime = _Skewed  # type: ignore[attr-defined]  # the module's own clock, which is off
     cache = folder / f"cache-{seed % 4}"
     while time.time() < until:
         action = chooser.choices(["backup", "delete", "delete now", "collect", "verify"], [6, 2, 2, 4, 1])[0]

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -34,6 +34,7 @@ from lab_backup.storage.base import (
 from lab_backup.storage.s3.client import make_client
 from lab_backup.storage.s3.errors import is_status, is_unknown, status_of, translated
 from lab_backup.storage.s3.settings import Connection, Encryption, LockMode
+from lab_backup.storage.s3.versions import Versions
 from lab_backup.units import MiB
 
 MULTIPART = 40 * MiB  # what is larger goes in parts, several at once; a pack goes whole, by one request in place of six
@@ -67,6 +68,7 @@ class S3Storage(StorageBackend):
         self._concurrency = concurrency
         # Parts of several uploads, and the requests around them, are in flight together.
         self._client = make_client(self._connection, connections=3 * concurrency)
+        self._versions = Versions(self._client, bucket)
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="s3-part")
         self._put_options: dict[str, Any] = {}
         self._key_options: dict[str, Any] = {}
@@ -115,7 +117,8 @@ class S3Storage(StorageBackend):
         """Store `data` if there is nothing: in one step where the server can do that, else by a look before."""
         where = self._where(path)
         atomic = self.atomic_create
-        if not atomic and self._exists(path):
+        # A delete marker over a locked object makes its name look free.
+        if (not atomic or self.locks) and self._exists(path):
             raise ObjectExistsError(f"{path} exists already in {self.url}")
         with translated(self.url, path):
             condition = {"IfNoneMatch": "*"} if atomic else {}
@@ -171,7 +174,7 @@ class S3Storage(StorageBackend):
     def _remove_probes(self, start: str, before: datetime) -> int:
         """Remove what was put before that time under names with that beginning, with all versions, since it is nothing to keep."""
         with translated(self.url, ""):
-            rows = list(self._all_versions(start) if self._versioned else self._all_objects(start))
+            rows = list(self._versions.below(start) if self._versioned else self._all_objects(start))
             old = [row for row in rows if row["LastModified"].astimezone(UTC) < before]
             for row in old:
                 version = {"VersionId": row["VersionId"]} if "VersionId" in row else {}
@@ -192,14 +195,12 @@ class S3Storage(StorageBackend):
         span = {} if whole else {"Range": f"bytes={offset}-{'' if length is None else offset + length - 1}"}
         with translated(self.url, path):
             try:
-                return self._get(where, span)
+                return self._get({**where, **self._version(path)}, span)
             except boto.ClientError as error:
                 if is_status(error, 416):
                     return b""
-                version = self._buried(path) if self._is_missing(error) else None
-                if version is None:
-                    raise
-                return self._get({**where, "VersionId": version}, span)
+                self._look_at_bucket(error)
+                raise
 
     def _get(self, where: dict[str, str], span: dict[str, str]) -> bytes:
         answer = self._client.get_object(**where, **span, **self._key_options)
@@ -220,23 +221,28 @@ class S3Storage(StorageBackend):
         where = self._where(path)
         with translated(self.url, path):
             try:
-                answer = self._client.head_object(**where, **self._key_options)
+                answer = self._client.head_object(**where, **self._version(path), **self._key_options)
             except boto.ClientError as error:
-                version = self._buried(path) if self._is_missing(error) else None
-                if version is None:
-                    raise
-                answer = self._client.head_object(**where, VersionId=version, **self._key_options)
+                self._look_at_bucket(error)
+                raise
             return ObjectInfo(path, answer["ContentLength"], answer["LastModified"].astimezone(UTC))
 
-    def _is_missing(self, error: boto.ClientError) -> bool:
-        """Whether the answer says that there is no such object, in a bucket that is there. Raises what is wrong about the bucket.
+    def _version(self, path: str) -> dict[str, str]:
+        """Return which version of an object is to be read, where that is not simply the newest. Raises ObjectNotFoundError."""
+        if not self.locks:
+            return {}
+        row = self._versions.true(self._prefix + path)
+        if row is None:
+            raise ObjectNotFoundError(f"there is no {path} in {self.url}")
+        return {"VersionId": row["VersionId"]}
+
+    def _look_at_bucket(self, error: boto.ClientError) -> None:
+        """Where the answer says that there is no such object, make sure that the bucket is there. Raises what is wrong about the bucket.
 
         An answer to HEAD has no body that could tell the two apart, and some servers do not tell them apart in GET.
         """
-        if not is_status(error, 404):
-            return False
-        self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
-        return True
+        if is_status(error, 404):
+            self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def _exists(self, path: str) -> bool:
         try:
@@ -248,7 +254,8 @@ class S3Storage(StorageBackend):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Return the objects below `prefix`, a thousand by each request. Other tools' names are passed over."""
         check_path(prefix, prefix=True)
-        rows = self._all_objects(f"{self._prefix}{prefix}/" if prefix else self._prefix)
+        start = f"{self._prefix}{prefix}/" if prefix else self._prefix
+        rows = self._versions.listed(start) if self.locks else self._all_objects(start)
         while True:
             with translated(self.url, ""):
                 infos = [_info(row, self._prefix) for row in islice(rows, _PAGE)]
@@ -278,16 +285,18 @@ class S3Storage(StorageBackend):
                 self._client.delete_object(**where)
                 return
             # The oldest first: whoever is killed in between leaves the newest, and no older content comes back.
-            for version in reversed(self._versions(path)):
+            for version in self._versions.of(where["Key"]):
                 try:
                     self._client.delete_object(**where, VersionId=version["VersionId"])
                 except boto.ClientError as error:
-                    until = self._retained(where, version["VersionId"]) if is_status(error, 403, 400) else None
+                    locked = is_status(error, 403, 400)
+                    until = self._versions.retained(where["Key"], version["VersionId"]) if locked else None
                     if until is None:
                         raise
                     raise ObjectLockedError(
                         f"{path} in {self.url} is locked until {until:%Y-%m-%d %H:%M} UTC", until=until
                     ) from None
+            self._versions.forget(where["Key"])
 
     @cached_property
     def _versioned(self) -> bool:
@@ -298,32 +307,6 @@ class S3Storage(StorageBackend):
                 if is_unknown(error):  # a server without versions
                     return False
                 raise
-
-    def _versions(self, path: str, *, markers: bool = True) -> Sequence[dict[str, Any]]:
-        """Return all versions of one object, newest first; delete markers as well unless not wanted."""
-        key = self._prefix + path
-        rows = (row for row in self._all_versions(key) if row["Key"] == key and (markers or "Size" in row))
-        return sorted(rows, key=lambda row: row["LastModified"], reverse=True)
-
-    def _all_versions(self, start: str) -> Iterator[dict[str, Any]]:
-        """Return all versions and delete markers of the names with that beginning; only the former have a size."""
-        position: dict[str, str] = {}
-        while True:
-            page = self._client.list_object_versions(Bucket=self._bucket, Prefix=start, MaxKeys=_PAGE, **position)
-            yield from page.get("Versions", ())
-            yield from page.get("DeleteMarkers", ())
-            if not page["IsTruncated"]:
-                return
-            position = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page.get("NextVersionIdMarker", "")}
-
-    def _buried(self, path: str) -> str | None:
-        """Return the newest version of a locked object that somebody has hidden behind a delete marker; None where there is none."""
-        if not self.locks:
-            return None
-        for version in self._versions(path, markers=False):
-            if self._retained(self._where(path), version["VersionId"]) is not None:
-                return str(version["VersionId"])
-        return None
 
     @cached_property
     def locks(self) -> bool:
@@ -346,26 +329,15 @@ class S3Storage(StorageBackend):
             return
         retention = {"Mode": self._lock_mode, "RetainUntilDate": until.astimezone(UTC)}
         with translated(self.url, path):
-            self._client.put_object_retention(**self._where(path), Retention=retention)
+            self._client.put_object_retention(**self._where(path), **self._version(path), Retention=retention)
 
     def locked_until(self, path: str) -> datetime | None:
         """Return the end of the object's retention, if it lies ahead."""
-        self.stat(path)
         if not self.locks:
+            self.stat(path)
             return None
         with translated(self.url, path):
-            return self._retained(self._where(path), None)
-
-    def _retained(self, where: dict[str, str], version: str | None) -> datetime | None:
-        named = where if version is None else {**where, "VersionId": version}
-        try:
-            answer = self._client.get_object_retention(**named)
-        except boto.ClientError as error:
-            if is_unknown(error):  # none was set, or a delete marker
-                return None
-            raise
-        until: datetime = answer["Retention"]["RetainUntilDate"].astimezone(UTC)
-        return until if until > datetime.now(UTC) else None
+            return self._versions.retained(self._prefix + path, self._version(path)["VersionId"])
 
     # --- the store as a whole ---
 
