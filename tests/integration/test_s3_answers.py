@@ -121,7 +121,10 @@ SPOILED: dict[str, tuple[Callable[[S3Storage], object], Answer]] = {
     ),
     "no time": (lambda s3: s3.stat("a"), Answer(200, "", (("Content-Length", "3"),))),
     "bad time": (lambda s3: s3.stat("a"), Answer(200, "", (("Content-Length", "3"), ("Last-Modified", "now")))),
-    "no upload": (lambda s3: s3.upload("a", bytes(MULTIPART + 1)), Answer(200, f"{XML}<InitiateMultipartUploadResult/>")),
+    "no upload": (
+        lambda s3: s3.upload("a", bytes(MULTIPART + 1)),
+        Answer(200, f"{XML}<InitiateMultipartUploadResult/>"),
+    ),
     "locks": (lambda s3: s3.locks, Answer(200, "<Object")),
     "uploads": (lambda s3: s3.clean_temporary(0), Answer(200, "<List")),
 }

@@ -72,6 +72,8 @@ class Stage:
                 f"{row.seconds:.1f}",
                 "" if row.read is None else format_size(row.read),
                 "" if row.stored is None else format_size(row.stored),
-                f"{row.stored / row.read:.2f}" if row.read and row.stored is not None and row.stored <= row.read else "",
+                f"{row.stored / row.read:.2f}"
+                if row.read and row.stored is not None and row.stored <= row.read
+                else "",
             )
         self.console.print(table)

@@ -77,8 +77,9 @@ class Versions:
 
     def _choose(self, rows: Sequence[Row]) -> Row | None:
         for row in [row for row in rows if "Size" in row][:_FIRST]:
-            if self.retained(row["Key"], row["VersionId"]) is not None:
-                self._pinned[row["Key"]] = row
+            until = self.retained(row["Key"], row["VersionId"])
+            if until is not None:
+                self._pinned[row["Key"]] = row, until
                 return row
         newest = next((row for row in rows if row.get("IsLatest")), rows[-1] if rows else None)
         return newest if newest is not None and "Size" in newest else None
