@@ -31,6 +31,7 @@ from lab_backup.storage.s3.storage import MULTIPART, S3Storage
 from lab_backup.units import MiB
 from support.engine import back_up, new_repository, restored
 from support.seaweed import ADMIN, READER, Seaweed
+from support.waiting import wait_until
 
 
 def raw_client(server: Seaweed) -> Any:
