@@ -26,7 +26,19 @@ from lab_backup.storage.base import StorageBackend
 def read_table(
     storage: StorageBackend, pack_id: bytes, size: int, repository_id: bytes, wrapping_key: Callable[[PackKind], bytes]
 ) -> IndexedPack:
-    """Return what the pack of `size` bytes says of itself. Raises DamagedError, ObjectNotFoundError."""
+    """Return what the pack of `size` bytes says of itself. Raises DamagedError, ObjectNotFoundError.
+
+    What looks damaged is read once more: it may have been its way that did it, and no store adds a checksum to a part of an object.
+    """
+    try:
+        return _read_once(storage, pack_id, size, repository_id, wrapping_key)
+    except DamagedError:
+        return _read_once(storage, pack_id, size, repository_id, wrapping_key)
+
+
+def _read_once(
+    storage: StorageBackend, pack_id: bytes, size: int, repository_id: bytes, wrapping_key: Callable[[PackKind], bytes]
+) -> IndexedPack:
     path, what = pack_path(pack_id), f"pack {pack_id.hex()}"
     if not HEADER_SIZE + TRAILER.size <= size <= MAX_SIZE:
         raise DamagedError(f"{what} has an impossible size")

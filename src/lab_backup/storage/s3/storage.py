@@ -35,10 +35,11 @@ from lab_backup.storage.s3.client import make_client
 from lab_backup.storage.s3.errors import is_status, is_unknown, status_of, translated
 from lab_backup.storage.s3.settings import Connection, Encryption, LockMode
 from lab_backup.storage.s3.versions import Versions
-from lab_backup.units import MiB
+from lab_backup.units import KiB, MiB
 
 MULTIPART = 40 * MiB  # what is larger goes in parts, several at once; a pack goes whole, by one request in place of six
 PART = 8 * MiB  # S3 accepts 5 MiB to 5 GiB; small parts keep more requests in flight
+_SMALL = 4 * KiB, 64 * KiB  # asked for from the beginning of an object, that is hardly the beginning of a large one
 _PAGE = 1000  # names, in an answer that lists them
 
 
@@ -191,22 +192,26 @@ class S3Storage(StorageBackend):
         if length == 0:
             self.stat(path)
             return b""
-        whole = offset == 0 and length is None
+        # The server's checksum is of whole objects: what is small, such as `config`, is read whole to have it.
+        whole = offset == 0 and (length is None or _SMALL[0] <= length <= _SMALL[1])
         span = {} if whole else {"Range": f"bytes={offset}-{'' if length is None else offset + length - 1}"}
         with translated(self.url, path):
             try:
-                return self._get({**where, **self._version(path)}, span)
+                return self._get({**where, **self._version(path)}, span, length if whole else None)
             except boto.ClientError as error:
                 if is_status(error, 416):
                     return b""
                 self._look_at_bucket(error)
                 raise
 
-    def _get(self, where: dict[str, str], span: dict[str, str]) -> bytes:
+    def _get(self, where: dict[str, str], span: dict[str, str], limit: int | None) -> bytes:
+        """Return the part `span` of an object, or the first `limit` bytes of all of it."""
         answer = self._client.get_object(**where, **span, **self._key_options)
         # Not as a context manager: that would hand out the raw stream, past the check of its checksum.
         body = answer["Body"]
         try:
+            if limit is not None and answer["ContentLength"] > limit:
+                return bytes(body.read(limit))
             data: bytes = body.read()
         finally:
             body.close()
