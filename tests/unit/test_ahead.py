@@ -1,7 +1,7 @@
 """What is read ahead: nothing twice, nothing out of order, no more under way than was said, and errors where they belong."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -149,3 +149,22 @@ def test_stages_hand_on_errors_in_their_turn(stage: str) -> None:
         found.extend(item for item, _ in staged(iter(range(1000)), fetch, work, fetchers=2, workers=1))
     assert found == [0, 1, 2]
     assert max(begun) < 10
+
+
+def test_a_cancelled_block_does_not_hang() -> None:
+    """Who gives up in the middle leaves nobody waiting: what was not begun is cancelled for all, and is read anew the next time."""
+    storage, blocking, begun = Counting(), threading.Event(), threading.Event()
+    storage.upload("packs/a", bytes(4 * BLOCK))
+    blocks = PackBlocks(storage, size=BLOCK, kept=KEPT)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(begun.set)
+        pool.submit(blocking.wait, 30)
+        assert begun.wait(30)
+        waiting = blocks.get("packs/a", 1, pool.submit)
+        assert blocks.get("packs/a", 1, pool.submit) is waiting
+        pool.shutdown(wait=False, cancel_futures=True)
+        blocking.set()
+        with pytest.raises(CancelledError):
+            waiting.result(30)
+    blocks.forget("packs/a", BLOCK, 1)
+    assert blocks.read("packs/a", BLOCK, 3) == bytes(3)

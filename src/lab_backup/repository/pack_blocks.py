@@ -16,7 +16,7 @@ class PackBlocks:
         self._storage = storage
         self.size = size
         self._kept = kept
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a pool without threads does the work at once
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
 
     def read(self, path: str, offset: int, length: int) -> bytes:
@@ -29,38 +29,42 @@ class PackBlocks:
         """Return which blocks hold `length` bytes from `offset`."""
         return range(offset // self.size, (offset + max(length, 1) - 1) // self.size + 1)
 
-    def get(self, path: str, number: int, begin: Callable[[Callable[[], None]], object] | None = None) -> Future[bytes]:
-        """Return the block, perhaps still on its way. Where it must be read, `begin` is given the work; else it is done at once."""
+    def get(
+        self, path: str, number: int, submit: Callable[[Callable[[], bytes]], Future[bytes]] | None = None
+    ) -> Future[bytes]:
+        """Return the block, perhaps still on its way. Where it must be read, `submit` is given the work, else it is done at once.
+
+        Whoever cancels what was submitted cancels the block for all that wait for it.
+        """
         key = path, number
         with self._lock:
             known = self._blocks.get(key)
-            future: Future[bytes] = known or Future()
+            future = known or (submit(lambda: self._read(key)) if submit is not None else Future())
             self._blocks[key] = future
             self._blocks.move_to_end(key)
             while len(self._blocks) > self._kept:
                 self._blocks.popitem(last=False)
-
-        def read() -> None:
+        if known is None and submit is None:
             try:
-                future.set_result(self._storage.read(path, number * self.size, self.size))
-            except BaseException as error:
-                with self._lock:
-                    if self._blocks.get(key) is future:
-                        del self._blocks[key]
+                future.set_result(self._read(key))
+            except Exception as error:  # noqa: BLE001  it is raised in all that wait
                 future.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
-
-        if known is None:
-            (begin or _at_once)(read)
+            except BaseException:
+                future.cancel()
+                raise
         return future
+
+    def _read(self, key: tuple[str, int]) -> bytes:
+        path, number = key
+        try:
+            return self._storage.read(path, number * self.size, self.size)
+        except BaseException:
+            with self._lock:
+                self._blocks.pop(key, None)
+            raise
 
     def forget(self, path: str, offset: int, length: int) -> None:
         """Read that place anew the next time: what came was wrong, perhaps only on its way."""
         with self._lock:
             for number in self.numbers(offset, length):
                 self._blocks.pop((path, number), None)
-
-
-def _at_once(work: Callable[[], None]) -> None:
-    work()
