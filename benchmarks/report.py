@@ -261,7 +261,7 @@ def _storages(figures: Figures, shape: Shape) -> Iterable[str]:
     yield ""
     yield (
         "The image in repositories on a local disk, on Samba (signed and encrypted), on NFS as far as this kernel allows, and on S3 (SeaweedFS), all "
-        f"on this machine, so that server and backup share its processors; and on that S3 server through a relay that adds {delay} ms to each question. Seconds:"
+        f"on this machine, so that server and backup share its processors; and on that S3 server through a relay that adds {delay} ms to each question. Seconds, medians of {figures['runs']} run(s):"
     )
     yield ""
     change = format_size(shape.change)

@@ -137,7 +137,7 @@ def measure_storages(images: Images, folder: Path, runs: int, say: Callable[[str
                     tool = LabAt(folder / f"tool-{turn}", servers.place("s3", port=port), like=source)
                     done.setdefault(f"s3, +{delay} ms", []).append(_run_tool(tool, images, source, folder))
         source.remove()
-    figures: dict[str, Any] = {"tools": {}, "delay": DELAY}
+    figures: dict[str, Any] = {"tools": {}, "delay": DELAY, "runs": runs}
     for name, turns in done.items():
         figures["tools"][name] = {
             step: {"seconds": cost.seconds, "peak_anonymous": cost.peak_anonymous, "cpu_seconds": cost.cpu_seconds}
