@@ -11,6 +11,7 @@ TiB = 1024 * GiB
 
 _SUFFIXES = {"": 1, "B": 1, "K": KiB, "KIB": KiB, "M": MiB, "MIB": MiB, "G": GiB, "GIB": GiB, "T": TiB, "TIB": TiB}
 _SIZE = re.compile(r"([0-9]{1,30})\s*([A-Za-z]*)")  # longer numbers are no sizes, and int() refuses them
+MAX_DURATION = 36_500 * 86400  # seconds: a century; dates have an end
 _DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"([0-9]{1,30})\s*([smhdw]?)")
 
@@ -45,7 +46,10 @@ def parse_duration(text: str) -> int:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"{text!r} is not a duration", hint="write a number and a unit, such as 15m, 24h or 7d")
-    return int(match[1]) * _DURATIONS[match[2]]
+    seconds = int(match[1]) * _DURATIONS[match[2]]
+    if seconds > MAX_DURATION:
+        raise UsageError(f"{text!r} is too long", hint=f"at most {MAX_DURATION // 86400}d")
+    return seconds
 
 
 def format_duration(seconds: float) -> str:

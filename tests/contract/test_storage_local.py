@@ -10,11 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from lab_backup.errors import UsageError
+from lab_backup.storage import immutable_file
 from lab_backup.storage.address import open_storage
 from lab_backup.storage.base import (
     NoSpaceError,
@@ -27,6 +30,7 @@ from lab_backup.storage.base import (
 )
 from lab_backup.storage.local import LocalStorage
 from lab_backup.units import MiB
+from support.immutable import unlock_all
 from support.small_disk import FILE_SYSTEMS, FileSystem, run_on_small_disk
 
 
@@ -101,6 +105,42 @@ def test_kill_in_the_middle_of_an_upload(store: LocalStorage, root: Path, step: 
     os.utime(temporary_files(root)[0], (0, time.time() - 7200))
     assert store.clean_temporary(3600) == 1
     assert temporary_files(root) == []
+
+
+def test_what_a_killed_lock_probe_left_goes(tmp_path: Path) -> None:
+    """An immutable file among the temporary ones is removed when its time is over, passed over before, and never keeps the others from going."""
+    with closing(LocalStorage.create_root(tmp_path / "store")) as store:
+        if not store.locks:
+            return
+        folder = tmp_path / "store" / ".tmp"
+        folder.mkdir(exist_ok=True)
+        for name, hours in (("over", -1), ("held", 1), ("plain", None)):
+            (folder / name).write_bytes(b"x")
+            os.utime(folder / name, (0, 0))
+            if hours is not None:
+                file = os.open(folder / name, os.O_RDONLY)
+                immutable_file.lock(file, datetime.now(UTC) + timedelta(hours=hours))
+                os.close(file)
+        try:
+            assert store.clean_temporary(60) == 2
+            assert [path.name for path in folder.iterdir()] == ["held"]
+        finally:
+            unlock_all(tmp_path)
+
+
+def test_a_root_that_cannot_be_reached_says_nothing_of_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the folder itself fails while an object is not found, that is a passing failure, not a missing object and no bare error."""
+    with closing(LocalStorage.create_root(tmp_path / "store")) as store:
+        root, real = store._root, os.fstat
+
+        def fstat(number: int) -> os.stat_result:
+            if number == root:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return real(number)
+
+        monkeypatch.setattr("lab_backup.storage.local.os.fstat", fstat)
+        with pytest.raises(TransientStorageError):
+            store.read("missing")
 
 
 @pytest.mark.parametrize("call", ["upload", "create"])

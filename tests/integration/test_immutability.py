@@ -18,14 +18,21 @@ from lab_backup.operations.lifecycle import delete, undelete
 from lab_backup.operations.repositories import add_key, init_repository, list_keys, remove_key
 from lab_backup.operations.repositories import open_repository as open_at
 from lab_backup.operations.verify import verify
+from lab_backup.repository import immutability
 from lab_backup.repository import manifest as manifests
 from lab_backup.repository.backups import Backups
 from lab_backup.repository.errors import DamagedError, RepositoryError
-from lab_backup.repository.immutability import IMMUTABILITY, head_objects, promise, promised
+from lab_backup.repository.immutability import IMMUTABILITY, Locks, head_objects, promise, promised
 from lab_backup.repository.reader import Reader
 from lab_backup.repository.repository import INDEX, Repository, open_repository
 from lab_backup.repository.walk import Walk
-from lab_backup.storage.base import ObjectLockedError, StorageBackend
+from lab_backup.storage.base import (
+    ObjectLockedError,
+    ObjectNotFoundError,
+    StorageAccessError,
+    StorageBackend,
+    TransientStorageError,
+)
 from lab_backup.storage.memory import MemoryStorage
 from lab_backup.storage.s3.storage import S3Storage
 from lab_backup.units import MiB
@@ -314,6 +321,114 @@ def test_a_storage_that_cannot_lock_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RepositoryError, match="promises to lock"):
             back_up(repository, b"data")
         assert list(repository.storage.list("manifests")) == []
+
+
+def _needed_by(backup: str, repository: Repository) -> set[str]:
+    """Return the objects that a backup needs, by their own names."""
+    reader = Reader(repository)
+    manifest = Backups(repository).find(backup).manifest
+    blobs = [blob.id for chunk_list in manifest.lists for blob in Walk(reader).blobs(chunk_list)]
+    places = [place for identity in blobs if (place := reader.find(identity)) is not None]
+    return {manifests.path(backup), *(repository.cache.pack(place.pack).path for place in places)}
+
+
+@pytest.mark.parametrize("spoiled", ["manifests/" + "a" * 32, f"{IMMUTABILITY}/" + "b" * 32])
+def test_a_spoiled_object_does_not_let_locks_run_out(spoiled: str, tmp_path: Path) -> None:
+    """Somebody puts junk where a collection must read: it refuses, as it has to, but what backups need is prolonged all the same."""
+    clock = Clock()
+    storage = MemoryStorage(clock=clock)
+    content = secrets.token_bytes(4 * CHUNK)
+    with new_repository(storage, tmp_path) as repository:
+        promise(repository, PERIOD, by="test")
+        kept = back_up(repository, content).backup
+        needed = _needed_by(kept, repository) | set(head_objects(repository))
+        clock.now += timedelta(minutes=1)
+        storage.upload(spoiled, b"junk")
+        storage.lock(spoiled, clock.now + timedelta(days=3650))  # so that nobody can clear it away
+        for _ in range(30):
+            clock.now += timedelta(days=3)
+            with pytest.raises(DamagedError):
+                collect(repository)
+            assert all((storage.locked_until(path) or clock.now) >= clock.now + PERIOD for path in needed)
+        assert restored(repository, kept) == content
+
+
+def test_what_is_known_of_locks_is_looked_at(tmp_path: Path) -> None:
+    """A config that was written anew, and a storage that was copied without its locks, are locked again by the next collection."""
+    clock = Clock()
+    storage = MemoryStorage(clock=clock)
+    with new_repository(storage, tmp_path) as repository:
+        promise(repository, PERIOD, by="test")
+        back_up(repository, secrets.token_bytes(4 * CHUNK))
+        collect(repository)
+        storage._locks.pop("config")
+        assert any("not" in note for note in collect(repository).notes)
+        assert shortest(repository, storage) >= clock.now + PERIOD
+        assert collect(repository).notes == []
+        storage._locks.clear()
+        collect(repository)
+        assert shortest(repository, storage) >= clock.now + PERIOD
+
+
+def test_what_vanishes_while_locks_are_prolonged_is_passed_over(tmp_path: Path) -> None:
+    """Another collection removes an index object between our list and our lock: ours goes on."""
+
+    class Vanishing(MemoryStorage):
+        victim = ""
+
+        def lock(self, path: str, until: datetime) -> None:
+            if path == self.victim:
+                raise ObjectNotFoundError(path)
+            super().lock(path, until)
+
+    clock = Clock()
+    storage = Vanishing(clock=clock)
+    with new_repository(storage, tmp_path) as repository:
+        promise(repository, PERIOD, by="test")
+        back_up(repository, secrets.token_bytes(4 * CHUNK))
+        clock.now += STEP + timedelta(days=1)
+        storage.victim = next(info.path for info in storage.list(INDEX))
+        assert collect(repository).objects_prolonged > 3
+
+
+def test_nothing_is_promised_that_cannot_be_kept(tmp_path: Path) -> None:
+    """Where the key of the storage may not lock, the promise fails and is not given; backups go on without it."""
+
+    class Refusing(MemoryStorage):
+        def lock(self, path: str, until: datetime) -> None:
+            raise StorageAccessError(f"no right to lock {path} until {until}")
+
+    with new_repository(Refusing(), tmp_path) as repository:
+        with pytest.raises(StorageAccessError):
+            promise(repository, PERIOD, by="test")
+        assert promised(repository) == timedelta()
+        back_up(repository, b"data")
+
+
+def test_an_interrupted_round_is_not_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was locked before something failed is remembered, part by part."""
+    monkeypatch.setattr(immutability, "_PART", 4)
+    storage = MemoryStorage()
+    asked: list[str] = []
+    real = storage.lock
+
+    def lock(path: str, until: datetime) -> None:
+        asked.append(path)
+        if len(asked) == 10:
+            raise TransientStorageError("away")
+        real(path, until)
+
+    with new_repository(storage, tmp_path) as repository:
+        paths = [f"packs/aa/{number:032x}" for number in range(20)]
+        for path in paths:
+            storage.upload(path, b"x")
+        monkeypatch.setattr(storage, "lock", lock)
+        locks = Locks(repository, PERIOD)
+        with pytest.raises(TransientStorageError):
+            locks.extend(paths, now=repository.clock())
+        asked.clear()
+        asked.extend(["done"] * 100)
+        assert locks.extend(paths, now=repository.clock()) == 12
 
 
 def test_a_locked_key_stays(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from lab_backup.storage.retry import RetryingStorage
 from lab_backup.units import MiB
 from support.engine import back_up, new_repository, restored
 from support.nfs import FUSE, Ganesha
+from support.waiting import has_ended, wait_until
 
 UMOUNT = "/usr/bin/umount"
 
@@ -201,7 +202,9 @@ def test_what_cannot_be_mounted(ganesha: Ganesha, tmp_path: Path, monkeypatch: p
         with pytest.raises(kind, match="cannot be mounted"):
             NFSStorage(away, mounter=mounter(script))
     with pytest.raises(TransientStorageError, match="within 0 seconds"):
-        NFSStorage(away, mounter=mounter("exec sleep 60", 0.3))
+        NFSStorage(away, mounter=mounter(f"sleep 300 & echo $! > {tmp_path}/child; wait", 0.5))
+    child = int((tmp_path / "child").read_text())
+    wait_until(lambda: has_ended(child))  # what mount(8) started does not mount later
     told = tmp_path / "told"
     with pytest.raises(StorageError):
         NFSStorage(away, mounter=mounter(f'printf "%s\\n" "$@" > {told}; exit 1'))

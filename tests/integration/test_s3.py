@@ -237,11 +237,47 @@ def test_hidden_behind_another_version(seaweed: Seaweed) -> None:
         assert s3.read("packs/three") == b"ours in packs/three"
 
 
+def test_the_servers_clock_ends_locks(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose clock runs days ahead sees locked objects behind delete markers as any other does, and says until when they are locked."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(days=3)
+
+    with closing(store(seaweed, locks=True)) as s3:
+        s3.upload("manifests/a", b"ours")
+        until = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=5)
+        s3.lock("manifests/a", until)
+        raw_client(seaweed).delete_object(Bucket=s3._bucket, Key=s3._prefix + "manifests/a")
+        monkeypatch.setattr("lab_backup.storage.s3.versions.datetime", Ahead)
+        fresh = S3Storage(s3._bucket, s3._prefix.rstrip("/"), connection=seaweed.connection())
+        with closing(fresh):
+            assert [info.path for info in fresh.list("manifests")] == ["manifests/a"]
+            assert fresh.read("manifests/a") == b"ours"
+            assert fresh.locked_until("manifests/a") == until
+            with pytest.raises(ObjectLockedError):
+                fresh.delete("manifests/a")
+
+
+def test_many_versions_over_a_locked_one(seaweed: Seaweed) -> None:
+    """However much is put over it, the locked one is found, and what is remembered of it is little."""
+    with closing(store(seaweed, locks=True)) as s3:
+        s3.upload("packs/a", b"ours")
+        s3.lock("packs/a", datetime.now(UTC) + timedelta(minutes=5))
+        client = raw_client(seaweed)
+        for number in range(30):
+            client.put_object(Bucket=s3._bucket, Key=s3._prefix + "packs/a", Body=bytes(number))
+        with closing(S3Storage(s3._bucket, s3._prefix.rstrip("/"), connection=seaweed.connection())) as fresh:
+            assert fresh.read("packs/a") == b"ours"
+            assert [info.size for info in fresh.list("packs")] == [4]
+
+
 def test_a_lock_that_is_over_pins_nothing(seaweed: Seaweed) -> None:
     """What was read while it was locked, and was removed by another host afterwards, is not said to be there still."""
     with closing(store(seaweed, locks=True)) as s3:
         s3.upload("packs/a", b"short")
-        until = datetime.now(UTC) + timedelta(seconds=2)
+        until = datetime.now(UTC) + timedelta(seconds=5)
         s3.lock("packs/a", until)
         assert s3.read("packs/a") == b"short"
         other = S3Storage(s3._bucket, s3._prefix.rstrip("/"), connection=seaweed.connection())

@@ -132,6 +132,14 @@ def test_what_the_kv_engine_does_not_give(bao: Bao) -> None:
             read_passphrase(bao.access, place)
 
 
+def test_certificates_that_cannot_be_read(bao: Bao) -> None:
+    """A file of certificates that is not there is named as what is wrong, by the variable that a user knows."""
+    access = replace(bao.access, address="https://127.0.0.1:1", ca="/nowhere/ca.pem")
+    with pytest.raises(VaultError, match="certificates") as refused:
+        read_passphrase(access, "secret/lab#passphrase")
+    assert "VAULT_CACERT" in str(refused.value.hint)
+
+
 def test_a_transit_key_is_the_first_key(bao: Bao, tmp_path: Path) -> None:
     """A repository is made without any passphrase, by Vault's transit key or by a key file that `repo init` makes."""
     lab = Program(

@@ -207,6 +207,20 @@ def test_the_limit_reaches_the_repository(lab: Lab, operations: Operations, give
     assert operations.keywords("repositories.open_repository")["limit_rate"]() == rate
 
 
+def test_a_limit_in_a_pipe_hangs_nobody(tmp_path: Path) -> None:
+    """What is no plain file is refused at once, also a pipe that nobody writes to; a file that becomes one changes nothing."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="no plain file"):
+        limit_rate({"LAB_BACKUP_LIMIT_RATE": f"@{tmp_path / 'pipe'}"})
+    file = tmp_path / "rate"
+    file.write_text("1MiB")
+    tell = limit_rate({"LAB_BACKUP_LIMIT_RATE": f"@{file}"})
+    file.unlink()
+    os.mkfifo(file)
+    assert tell is not None
+    assert tell() == MiB
+
+
 def test_a_limit_in_a_file_changes_with_it(tmp_path: Path) -> None:
     """The newest limit that can be understood counts; an empty file lifts it, a missing one is a mistake from the start."""
     file = tmp_path / "rate"

@@ -1,11 +1,14 @@
 """Addresses of NFS storages, and what is mounted where."""
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from lab_backup.errors import UsageError
+from lab_backup.storage.base import StorageError
+from lab_backup.storage.nfs import mounter
 from lab_backup.storage.nfs.address import Address, parse
+from lab_backup.storage.nfs.mounter import Mounter
 from lab_backup.storage.nfs.mounts import covering, read_mounts
 
 MOUNTINFO = """\
@@ -61,6 +64,48 @@ def test_the_nearest_mount_counts() -> None:
     assert (found[0].path, str(found[1])) == ("/mnt/deeper", "b")
 
 
+@pytest.mark.parametrize(
+    ("url", "shown", "found"),
+    [
+        ("nfs://nas/export/lab", "rw", True),
+        ("nfs://nas/export/lab", "rw,port=2049", True),
+        ("nfs://nas:12049/export/lab", "rw", False),
+        ("nfs://nas:12049/export/lab", "rw,port=12049", True),
+        ("nfs://nas/export/lab", "rw,port=12049", False),
+        ("nfs://NAS/export/lab", "rw", True),
+    ],
+)
+def test_another_port_is_another_server(url: str, shown: str, found: bool) -> None:  # noqa: FBT001  a table
+    """Two servers on one host are not taken for each other; capital letters in a host's name mean nothing."""
+    there = read_mounts(f"90 22 0:52 / /mnt/nas rw - nfs4 Nas:/export/lab {shown}\n")
+    address = parse(url)
+    assert (covering(there, address.source, port=address.port) is not None) == found
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "refused"),
+    [
+        ("nfs://nas/export/lab", "rw,hard,sec=sys", None),
+        ("nfs://nas/export/lab", "rw,soft,sec=sys", "soft"),
+        ("nfs://nas/export/lab", "rw,softerr,sec=sys", "soft"),
+        ("nfs://nas/export/lab?sec=krb5p", "rw,hard,sec=sys", "sec=sys"),
+        ("nfs://nas/export/lab?sec=krb5p", "rw,hard,sec=krb5p", None),
+    ],
+)
+def test_a_mount_that_cannot_be_relied_on_is_refused(
+    url: str, shown: str, refused: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that reports as written what is not, or is less safe than its address says, is named and not used."""
+    there = read_mounts(f"90 22 0:52 / /mnt/nas rw - nfs4 nas:/export/lab {shown}\n")
+    monkeypatch.setattr(mounter, "mounts", lambda: there)
+    if refused is None:
+        assert Mounter().existing(parse(url)) == Path("/mnt/nas")
+        return
+    with pytest.raises(StorageError, match=refused) as told:
+        Mounter().existing(parse(url))
+    assert "/mnt/nas" in str(told.value)
+
+
 def test_addresses() -> None:
     """Server, folder and options are what they say; the port is an option of the mount."""
     assert parse("nfs://nas/export/lab") == Address("nas", "/export/lab")
@@ -69,9 +114,9 @@ def test_addresses() -> None:
         "[fd00::1]:/export/lab one",
         ("port=12049", "vers=4.2", "sec=krb5p", "nconnect=4"),
     )
-    assert full.mount_options.startswith("hard,lookupcache=positive,nosuid,nodev,noexec,")
+    assert full.mount_options.startswith("hard,retry=0,lookupcache=positive,nosuid,nodev,noexec,")
     assert full.mount_options.endswith(",port=12049,vers=4.2,sec=krb5p,nconnect=4")
-    assert (full.parent.path, full.name, full.url) == ("/export", "lab one", "nfs://[fd00::1]/export/lab one")
+    assert (full.parent.path, full.name, full.url) == ("/export", "lab one", "nfs://[fd00::1]:12049/export/lab one")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_encryption_by_the_server(sse: str, expected: Encryption) -> None:
         ("s3://bucket?region=a&region=b", "twice or empty"),
         ("s3://bucket?region=", "twice or empty"),
         ("s3://bucket?endpoint=nas:9000", "address of a server"),
-        ("s3://bucket?endpoint=https://u:p@nas", "address of a server"),
+        ("s3://bucket?endpoint=https://u:p@nas", "holds a user or password"),
         ("s3://bucket?style=flat", "style=flat"),
         ("s3://bucket?checksums=sha1", "checksums=sha1"),
         ("s3://bucket?concurrency=0", "concurrency=0"),
@@ -77,3 +77,10 @@ def test_prefixes_are_paths() -> None:
     """A prefix that no storage could hold is refused."""
     with pytest.raises(InvalidPathError):
         parse("s3://bucket/a/../b", environment={})
+
+
+def test_a_password_in_the_endpoint_is_not_shown() -> None:
+    """The refusal of an endpoint with a password in it does not repeat the password."""
+    with pytest.raises(UsageError) as refused:
+        parse("s3://bucket?endpoint=https://user:topsecret@nas:9000", environment={})
+    assert "topsecret" not in f"{refused.value} {refused.value.hint}"

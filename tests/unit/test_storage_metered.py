@@ -57,5 +57,9 @@ def test_a_command_leaves_its_metrics_in_a_file(tmp_path: Path) -> None:
     file.unlink()
     assert lab("show", "latest:vm/none", LAB_BACKUP_METRICS=str(file)).code != 0
     assert file.exists()
+    other = str(tmp_path / "other")
+    lab.ok("repo", "init", other, LAB_BACKUP_REPO=other)
+    lab("replicate", "--all", "--to", other, LAB_BACKUP_METRICS=str(file), LAB_BACKUP_FROM_PASSPHRASE="correct horse")
+    assert all(f'{place}"' in file.read_text() for place in (tmp_path / "repository", other))
     refused = lab("list", LAB_BACKUP_METRICS=str(tmp_path / "nowhere" / "lab.prom"))
     assert (refused.code, "cannot be written" in refused.stderr) == (0, True)

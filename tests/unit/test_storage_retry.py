@@ -15,7 +15,7 @@ from lab_backup.storage.base import (
     TransientStorageError,
 )
 from lab_backup.storage.memory import MemoryStorage
-from lab_backup.storage.retry import RetryingStorage
+from lab_backup.storage.retry import RetryingStorage, opened_patiently
 from support.faulty import FaultyStorage
 
 
@@ -169,3 +169,21 @@ def test_download_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inner, "download", download)
     RetryingStorage(inner, sleep=no_sleep).download("old", Path("target"))
     assert removed == ["target True"] * 2
+
+
+def test_opening_is_waited_for_too() -> None:
+    """A store that cannot be opened for a passing reason is tried again; another reason ends it at once."""
+    failures: list[Exception] = [TransientStorageError("the server starts"), TransientStorageError("still")]
+    waited: list[float] = []
+
+    def make() -> MemoryStorage:
+        if failures:
+            raise failures.pop()
+        return MemoryStorage()
+
+    assert opened_patiently(make, sleep=waited.append).url == "memory:"
+    assert len(waited) == 2
+    failures.append(StorageError("no such export"))
+    with pytest.raises(StorageError, match="no such export"):
+        opened_patiently(make, sleep=waited.append)
+    assert len(waited) == 2

@@ -90,7 +90,21 @@ def test_durations(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "d", "-1d", "1.5h", "1y", "1 h 5 m", "1M", "1H", "\N{ARABIC-INDIC DIGIT THREE}d", "9" * 5000]
+    "text",
+    [
+        "",
+        "d",
+        "-1d",
+        "1.5h",
+        "1y",
+        "1 h 5 m",
+        "1M",
+        "1H",
+        "\N{ARABIC-INDIC DIGIT THREE}d",
+        "9" * 5000,
+        "36501d",
+        "99999999999d",
+    ],
 )
 def test_no_durations(text: str) -> None:
     """What is no duration is refused; `M` might mean months, so upper case is not taken for minutes."""

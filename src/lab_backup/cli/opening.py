@@ -1,6 +1,7 @@
 """Opening the repository that a command works on."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,7 +85,11 @@ class RateFile:
         return self._rate
 
     def _read(self) -> int | None:
-        with self._path.open(errors="replace") as file:
+        # Not to wait for a pipe's other end, neither now nor while everything waits for the limit.
+        number = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(number, errors="replace") as file:  # noqa: PTH123  a Path cannot open a descriptor
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                raise UsageError(f"{self._path} in {LIMIT_RATE} is no plain file")
             text = file.readline(100).strip()
         return _parse_rate(text) if text else None
 
@@ -168,20 +173,29 @@ def opened(
             yield repository
 
 
+_running: "list[StorageMetrics]" = []
+"""The metrics of the command that is running, if it has any."""
+
+
 @contextmanager
 def _metrics(file: str | None) -> "Iterator[StorageMetrics | None]":
-    """Give metrics, and write them to `file` at the end, whatever happened. Without a file there are none."""
-    if not file:
-        yield None
+    """Give metrics, and write them to `file` at the end, whatever happened. Without a file there are none.
+
+    A command that opens two repositories has one set of metrics for both.
+    """
+    if not file or _running:
+        yield _running[0] if _running else None
         return
     from prometheus_client import CollectorRegistry, write_to_textfile
 
     from lab_backup.storage.metered import StorageMetrics
 
     registry = CollectorRegistry()
+    _running.append(StorageMetrics(registry))
     try:
-        yield StorageMetrics(registry)
+        yield _running[0]
     finally:
+        _running.clear()
         try:
             write_to_textfile(file, registry)
         except OSError as error:

@@ -12,11 +12,12 @@ from lab_backup import __version__
 from lab_backup.extent import Extent, total, union
 from lab_backup.operations.catalogue import BackupSummary, summary
 from lab_backup.operations.progress import Progress, Silent
+from lab_backup.operations.statistics import statistics_of
 from lab_backup.operations.suspicion import protect_last_good, suspect
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.chunk_store import Counts
 from lab_backup.repository.errors import DamagedError
-from lab_backup.repository.manifest import VERSION, DiskEntry, Manifest, SourceInfo, Statistics
+from lab_backup.repository.manifest import VERSION, DiskEntry, Manifest, SourceInfo
 from lab_backup.repository.reader import Reader
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.session import BackupSession, new_backup_id
@@ -159,17 +160,12 @@ def run_backup(
             parent=latest.id if latest and any(disk.kind == "incremental" for disk in disks) else None,
             disks=tuple(disks),
             files=files,
-            statistics=Statistics(
+            statistics=statistics_of(
+                counts,
                 bytes_total=sum(disk.size for disk in disks),
-                bytes_read=counts.bytes_read,
-                bytes_stored=session.bytes_uploaded,
-                chunks_new=counts.chunks_new,
-                chunks_reused=counts.chunks_reused,
-                duration_seconds=round(time.monotonic() - began, 3),
-                bytes_new=counts.bytes_new,
-                bytes_new_stored=counts.bytes_new_stored,
-                entropy=counts.entropy,
-                anomaly=suspicion.last_good is not None,
+                bytes_uploaded=session.bytes_uploaded,
+                began=began,
+                suspicion=suspicion,
             ),
             warnings=(*source.warnings, *warnings),
             notes=(*source.notes, *suspicion.notes),

@@ -14,6 +14,7 @@ from lab_backup import __version__
 from lab_backup.errors import NotFoundError
 from lab_backup.operations.catalogue import BackupSummary, summary
 from lab_backup.operations.progress import Progress, Silent
+from lab_backup.operations.statistics import statistics_of
 from lab_backup.operations.suspicion import Suspicion, protect_last_good, suspect
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.chunk_store import Counts
@@ -23,7 +24,6 @@ from lab_backup.repository.manifest import (
     FileEntry,
     Manifest,
     SourceInfo,
-    Statistics,
     StreamEntry,
     TreeEntry,
 )
@@ -148,17 +148,8 @@ def _manifest(
         files=tuple(gathered.files),
         streams=tuple(gathered.streams),
         trees=tuple(gathered.trees),
-        statistics=Statistics(
-            bytes_total=_size(gathered),
-            bytes_read=counts.bytes_read,
-            bytes_stored=session.bytes_uploaded,
-            chunks_new=counts.chunks_new,
-            chunks_reused=counts.chunks_reused,
-            duration_seconds=round(time.monotonic() - began, 3),
-            bytes_new=counts.bytes_new,
-            bytes_new_stored=counts.bytes_new_stored,
-            entropy=counts.entropy,
-            anomaly=suspicion.last_good is not None,
+        statistics=statistics_of(
+            counts, bytes_total=_size(gathered), bytes_uploaded=session.bytes_uploaded, began=began, suspicion=suspicion
         ),
         warnings=(*gathered.warnings, *suspicion.warnings),
         notes=(*gathered.notes, *suspicion.notes),

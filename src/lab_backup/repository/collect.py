@@ -16,11 +16,11 @@ from lab_backup.repository import manifest as manifests
 from lab_backup.repository import marks
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.envelope import Kind
-from lab_backup.repository.errors import DamagedError
-from lab_backup.repository.immutability import Locks, head_objects, promised
+from lab_backup.repository.errors import DamagedError, NewerVersionError
+from lab_backup.repository.immutability import Locks, head_objects, last_readable, promised
 from lab_backup.repository.index_merge import SETTLED, IndexMerger
 from lab_backup.repository.live_set import LiveSet, remove_leftovers
-from lab_backup.repository.pack import pack_path
+from lab_backup.repository.pack import PACKS, pack_path
 from lab_backup.repository.repack import Repacker
 from lab_backup.repository.repository import CONDEMNED, INDEX, LEASES, REMOVED, Repository
 from lab_backup.repository.session import LOOK_AGAIN
@@ -87,7 +87,12 @@ class Collector:
         running_since = self._running_since()  # before the manifests: who has no lease any more has published
         self._step("reading the index")
         self._repository.synchronise()
-        period = promised(self._repository)
+        try:
+            period = promised(self._repository)
+        except DamagedError:
+            if not dry_run:
+                self._hold_on(last_readable(self._repository))
+            raise
         self._locks = Locks(self._repository, period)
         doomed = [
             backup for backup in self._expired_backups() if not self._sweeper.is_locked(manifests.path(backup.id))
@@ -101,7 +106,13 @@ class Collector:
         self._step("finding what is in use")
         with LiveSet(self._directory) as live:
             ignore = {backup.id for backup in doomed} if dry_run else set()
-            survey = self._surveyor.survey(live, ignore=ignore, locking=bool(period))
+            try:
+                survey = self._surveyor.survey(live, ignore=ignore, locking=bool(period))
+            except (DamagedError, NewerVersionError):
+                # Otherwise whoever spoils one object would have to wait only until all locks have run out.
+                if not dry_run:
+                    self._hold_on(period)
+                raise
             if period and not dry_run:
                 self._prolong(survey)
             self._decide(survey, live, running_since, dry_run=dry_run)
@@ -138,19 +149,29 @@ class Collector:
 
     def _prolong(self, survey: Survey) -> None:
         """Let everything be locked for long enough that backups need which are not deleted."""
-        storage = self._repository.storage
         self._step("prolonging locks")
-        indexes = [info.path for info in storage.list(INDEX)]
-        lists = [info.path for prefix in (CONDEMNED, REMOVED) for info in storage.list(prefix)]
-        kept = [
-            *(pack_path(pack_id) for pack_id in sorted(survey.kept) if pack_id in survey.stored),
-            *indexes,
-            *lists,
-            *(manifests.path(backup_id) for backup_id in survey.backups),
-            *head_objects(self._repository),
-        ]
-        self.result.objects_prolonged = self._locks.extend(kept, now=self._sweeper.now)
-        self._locks.forget(kept)
+        packs = [pack_path(pack_id) for pack_id in sorted(survey.kept) if pack_id in survey.stored]
+        self._extend([*packs, *(manifests.path(backup_id) for backup_id in survey.backups)])
+
+    def _extend(self, kept: list[str]) -> None:
+        """Prolong the locks of `kept`, of what is needed to find it, and of what opens the repository."""
+        storage = self._repository.storage
+        rest = [info.path for prefix in (INDEX, CONDEMNED, REMOVED) for info in storage.list(prefix)]
+        head = head_objects(self._repository)
+        every = [*kept, *rest, *head]
+        if not self._locks.check(head, kept, now=self._sweeper.now):
+            self.result.notes.append("objects that should have been locked were not: all locks are laid anew")
+        self.result.objects_prolonged = self._locks.extend(every, now=self._sweeper.now, removable=True)
+        self._locks.forget(every)
+
+    def _hold_on(self, period: timedelta) -> None:
+        """Where nobody can tell what is needed, let everything stay locked but backups that are marked as deleted."""
+        if not period:
+            return
+        self._step("prolonging locks")
+        self._locks = Locks(self._repository, period)
+        there = [manifests.path(backup.id) for backup in self._backups.all() if backup.state.deleted is None]
+        self._extend([*(info.path for info in self._repository.storage.list(PACKS)), *there])
 
     def _lock_written(self) -> None:
         """Lock what this collection wrote that backups rely on from now on, such as copies of what they need."""

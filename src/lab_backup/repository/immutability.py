@@ -3,9 +3,10 @@
 Locks are laid on what is new, and prolonged in steps on what newer backups still need. Why that suffices is in `docs/format/immutability.md`.
 """
 
+import random
 import secrets
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -22,6 +23,9 @@ from lab_backup.repository.untrusted_json import parse
 from lab_backup.storage.base import ObjectInfo, ObjectLockedError, ObjectNotFoundError, StorageBackend
 
 IMMUTABILITY = "immutability"
+SAMPLES = 16  # objects whose locks a collection looks at, to notice that what it knows is not so
+_PART = 1000
+_BLUR = timedelta(seconds=2)  # stores keep whole seconds
 STEPS = 4  # a lock is laid for a quarter longer than promised, and prolonged when that quarter is over
 MAX_PERIOD = timedelta(days=36_500)
 _KNOWN = "locked/"  # in the local copy: until when we have seen an object locked; never in the storage
@@ -46,6 +50,12 @@ def promised(repository: Repository) -> timedelta:
     Raises DamagedError where that cannot be told, because a statement was damaged after the last one that can be read.
     """
     newest = _newest(repository)
+    return timedelta(seconds=newest.seconds) if newest is not None else timedelta()
+
+
+def last_readable(repository: Repository) -> timedelta:
+    """Return what was promised by the last statement that can be read: enough to hold on to what is locked, whatever was damaged since."""
+    newest = _newest(repository, strict=False)
     return timedelta(seconds=newest.seconds) if newest is not None else timedelta()
 
 
@@ -81,6 +91,8 @@ def promise(repository: Repository, period: timedelta, *, by: str) -> None:
         raise UsageError(f"backups cannot be locked for {period}", hint=f"at most {MAX_PERIOD.days} days")
     if period:
         check_can_lock(storage)
+        # Before anything is promised: whether we may lock at all.
+        Locks(repository, period).extend(_configs(repository), now=repository.clock())
     before = list(storage.list(IMMUTABILITY))
     last = _newest(repository, strict=False)
     path = f"{IMMUTABILITY}/{secrets.token_hex(16)}"
@@ -109,7 +121,11 @@ def head_objects(repository: Repository) -> list[str]:
     """Return the objects without which nothing can be opened: config, its copy, keys, and the promise itself."""
     storage = repository.storage
     found = [info.path for prefix in (KEYS, IMMUTABILITY) for info in storage.list(prefix)]
-    return [*found, *(path for path, size in repository.sizes([PATH, COPY]) if size is not None)]
+    return [*found, *_configs(repository)]
+
+
+def _configs(repository: Repository) -> list[str]:
+    return [path for path, size in repository.sizes([PATH, COPY]) if size is not None]
 
 
 def _age(info: ObjectInfo) -> tuple[datetime, str]:
@@ -124,11 +140,11 @@ class Locks:
         self._repository = repository
         self._period = period
 
-    def extend(self, paths: Iterable[str], *, now: datetime) -> int:
+    def extend(self, paths: Iterable[str], *, now: datetime, removable: bool = False) -> int:
         """Let each of these objects be locked for at least the period from `now`, the storage's time; return how many had to be prolonged.
 
-        What is locked for long enough already costs no request. Raises RepositoryError where the storage cannot lock any more, and
-        ObjectNotFoundError.
+        What is locked for long enough already costs no request. With `removable` others may remove some of them meanwhile, which are passed over.
+        Raises RepositoryError where the storage cannot lock any more, and ObjectNotFoundError.
         """
         if not self._period:
             return 0
@@ -142,10 +158,48 @@ class Locks:
                 f"this repository promises to lock its backups, but {storage.url} cannot lock objects",
                 hint="check the credentials and the bucket, or take the promise back: lab-backup repo immutable off",
             )
+
+        def lock(path: str) -> bool:
+            try:
+                storage.lock(path, until)
+            except ObjectNotFoundError:
+                if not removable:
+                    raise
+                return False
+            return True
+
+        count = 0
         with ThreadPoolExecutor(storage.concurrency, thread_name_prefix="lock") as pool:
-            list(pool.map(lambda path: storage.lock(path, until), due))
-        cache.put_objects({f"{_KNOWN}{path}": _UNTIL.pack(until.timestamp()) for path in due})
-        return len(due)
+            # In parts, each remembered: who is interrupted does not begin anew.
+            for at in range(0, len(due), _PART):
+                part = due[at : at + _PART]
+                locked = [path for path, done in zip(part, pool.map(lock, part), strict=True) if done]
+                cache.put_objects({f"{_KNOWN}{path}": _UNTIL.pack(until.timestamp()) for path in locked})
+                count += len(locked)
+        return count
+
+    def check(self, always: Iterable[str], others: Sequence[str], *, now: datetime) -> bool:
+        """Ask the storage whether what we know is so, of `always` and of a few of the others; where it is not, forget all of it and return False.
+
+        Objects may have been written anew, copied without their locks, or unlocked by somebody who may.
+        """
+        if not self._period or not self._repository.storage.locks:
+            return True
+        sample = random.SystemRandom().sample(others, min(SAMPLES, len(others)))
+        if all(self._holds(path, now) for path in (*always, *sample)):
+            return True
+        self._repository.cache.drop_objects(_KNOWN, set())
+        return False
+
+    def _holds(self, path: str, now: datetime) -> bool:
+        known = self._known(path)
+        if known is None or known <= now:
+            return True
+        try:
+            until = self._repository.storage.locked_until(path)
+        except ObjectNotFoundError:
+            return True  # what is gone is not locked by us either
+        return until is not None and until >= known - _BLUR
 
     def _known(self, path: str) -> datetime | None:
         data = self._repository.cache.get_object(f"{_KNOWN}{path}")

@@ -91,16 +91,26 @@ class _Vault:
             ) from None
         except exceptions.VaultError as error:
             raise VaultError(f"{self.name} at {self._address} fails: {type(error).__name__}") from None
-        except requests.exceptions.SSLError:
-            raise VaultError(
-                f"the certificate of Vault at {self._address} is not trusted", hint="name its authority in VAULT_CACERT"
-            ) from None
-        except requests.exceptions.Timeout:
-            raise VaultError(f"Vault at {self._address} does not answer within {TIMEOUT:.0f} seconds") from None
-        except requests.exceptions.RequestException:
-            raise VaultError(
-                f"Vault at {self._address} cannot be reached", hint="check VAULT_ADDR and the network"
-            ) from None
+        except OSError as error:  # those of requests are OSErrors too
+            raise _unreachable(self._address, error) from None
+
+
+def _unreachable(address: str, error: OSError) -> VaultError:
+    """Return what it means that no answer came."""
+    match error:
+        case requests.exceptions.SSLError():
+            return VaultError(
+                f"the certificate of Vault at {address} is not trusted", hint="name its authority in VAULT_CACERT"
+            )
+        case requests.exceptions.Timeout():
+            return VaultError(f"Vault at {address} does not answer within {TIMEOUT:.0f} seconds")
+        case requests.exceptions.RequestException():
+            return VaultError(f"Vault at {address} cannot be reached", hint="check VAULT_ADDR and the network")
+        case _:  # what requests raises for a file of certificates that is not there
+            return VaultError(
+                f"Vault at {address} cannot be asked: the certificates to trust cannot be read",
+                hint="check VAULT_CACERT",
+            )
 
 
 class VaultTransit:

@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from lab_backup.errors import UsageError
 from lab_backup.storage.base import StorageBackend
 from lab_backup.storage.local import LocalStorage
-from lab_backup.storage.retry import RetryingStorage
+from lab_backup.storage.retry import RetryingStorage, opened_patiently
 
 if TYPE_CHECKING:
     from lab_backup.storage.metered import StorageMetrics
@@ -81,9 +81,10 @@ def _open_share(url: str, metrics: "StorageMetrics | None", *, create: bool) -> 
 
 def _open_export(url: str, metrics: "StorageMetrics | None", *, create: bool) -> StorageBackend:
     from lab_backup.storage.nfs.address import parse  # noqa: PLC0415  as above
-    from lab_backup.storage.nfs.storage import NFSStorage  # noqa: PLC0415
+    from lab_backup.storage.nfs.storage import NFSStorage  # noqa: PLC0415  as above
 
-    return _wrapped(NFSStorage(parse(url), create=create), metrics)
+    address = parse(url)
+    return _wrapped(opened_patiently(lambda: NFSStorage(address, create=create)), metrics)
 
 
 def _wrapped(storage: StorageBackend, metrics: "StorageMetrics | None") -> StorageBackend:

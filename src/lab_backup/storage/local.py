@@ -236,8 +236,7 @@ class LocalStorage(StorageBackend):
                         with suppress(FileNotFoundError):
                             status = entry.stat(follow_symlinks=False)
                             if not stat.S_ISDIR(status.st_mode) and status.st_mtime < limit:
-                                os.unlink(entry.name, dir_fd=folder)
-                                count += 1
+                                count += _removed(entry.name, folder)
             finally:
                 os.close(folder)
         return count
@@ -381,7 +380,10 @@ class LocalStorage(StorageBackend):
 
     def _error(self, error: OSError, path: str) -> StorageError:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            self._check_root()
+            try:
+                self._check_root()
+            except OSError as worse:  # it says that the folder itself cannot be reached, so nothing about the object
+                return self._error(worse, path)
             return ObjectNotFoundError(f"there is no {path} in {self._path}")
         if error.errno == errno.ELOOP:
             return self._link_error(path)
@@ -428,6 +430,25 @@ def _put(data: Buffer, temporary: int, name: str, folder: int, *, replace: bool)
         raise
     with suppress(FileNotFoundError):
         os.unlink(temporary_name, dir_fd=temporary)
+
+
+def _removed(name: str, folder: int) -> bool:
+    """Remove a file; return False for one that is locked, as another name of an object may be. Raises OSError."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except PermissionError:
+        file = os.open(name, _READ, dir_fd=folder)
+        try:
+            until = immutable_file.locked_until(file)
+            if until is None:
+                raise
+            if until > datetime.now(UTC):
+                return False
+            immutable_file.unlock(file)  # left by a process that was killed while it tried whether files can be locked
+        finally:
+            os.close(file)
+        os.unlink(name, dir_fd=folder)
+    return True
 
 
 def _write(name: str, folder: int, data: Buffer) -> None:

@@ -59,9 +59,13 @@ class RateLimit:
     def _delay(self, end: float) -> float:
         with self._lock:
             self._move()
-            if self._follow is not None and self._at - self._asked >= _LOOK:
-                self._asked = self._at
-                self._rate = _checked(self._follow())
+            due = self._follow is not None and self._at - self._asked >= _LOOK
+            if due:
+                self._asked = self._at  # one of those who wait asks, and nobody waits for the answer
+        if due and self._follow is not None:
+            self.rate = self._follow()
+        with self._lock:
+            self._move()
             return 0.0 if self._rate is None else (end - self._passed) / self._rate
 
     def _move(self) -> None:

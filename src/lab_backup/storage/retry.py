@@ -24,6 +24,28 @@ _T = TypeVar("_T")
 _LIST_BATCH = 1000  # objects: what one step of a listing takes, so that the retry costs nothing per object
 
 
+def _policy(attempts: int, base_delay: float, max_delay: float, sleep: Callable[[float], None]) -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(TransientStorageError),
+        stop=stop_after_attempt(attempts),
+        wait=wait_random_exponential(multiplier=base_delay, max=max_delay),
+        sleep=sleep,
+        reraise=True,
+    )
+
+
+def opened_patiently(
+    make: Callable[[], StorageBackend],
+    *,
+    attempts: int = 5,
+    base_delay: float = 0.25,
+    max_delay: float = 10.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> StorageBackend:
+    """Return the store that `make` opens, waiting out failures to open it that pass as RetryingStorage does."""
+    return _policy(attempts, base_delay, max_delay, sleep)(make)
+
+
 class RetryingStorage(StorageBackend):
     """The store `inner`, with every call that raises TransientStorageError repeated up to `attempts` times in all.
 
@@ -43,13 +65,7 @@ class RetryingStorage(StorageBackend):
     ) -> None:
         """Wrap `inner`, which `close` closes too."""
         self._inner = inner
-        self._policy = Retrying(
-            retry=retry_if_exception_type(TransientStorageError),
-            stop=stop_after_attempt(attempts),
-            wait=wait_random_exponential(multiplier=base_delay, max=max_delay),
-            sleep=sleep,
-            reraise=True,
-        )
+        self._policy = _policy(attempts, base_delay, max_delay, sleep)
 
     @property
     def url(self) -> str:

@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from lab_backup.errors import UsageError
 
+STANDARD_PORT = 2049
 _FORM = "write nfs://server/export/path"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+(%[A-Za-z0-9]+)?")
 # nfs(5). Everything else either weakens what a storage promises (soft, noac, nolock) or is for file systems that one works on.
@@ -22,7 +23,7 @@ _OPTIONS = {
 }
 # `hard`: what could not be written is tried again for ever, never reported as written. The rest: nothing on it can act on this host.
 # And what another host has just stored must not be taken for absent because it was a moment ago.
-_ALWAYS = ("hard", "lookupcache=positive", "nosuid", "nodev", "noexec", "noatime")
+_ALWAYS = ("hard", "retry=0", "lookupcache=positive", "nosuid", "nodev", "noexec", "noatime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,19 @@ class Address:
     def url(self) -> str:
         """The address without options."""
         host = f"[{self.server}]" if ":" in self.server else self.server
-        return f"nfs://{host}{self.path}"
+        port = f":{self.port}" if self.port != STANDARD_PORT else ""
+        return f"nfs://{host}{port}{self.path}"
+
+    @property
+    def port(self) -> int:
+        """The server's port."""
+        return int(self.option("port") or STANDARD_PORT)
+
+    def option(self, name: str) -> str | None:
+        """Return the value of a mount option that was asked for, None where it was not."""
+        return next(
+            (value for key, _, value in (option.partition("=") for option in self.options) if key == name), None
+        )
 
     @property
     def parent(self) -> "Address":

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from lab_backup.storage.base import StorageAccessError, StorageError, StorageNotFoundError, TransientStorageError
 from lab_backup.storage.nfs.address import Address
-from lab_backup.storage.nfs.mounts import NFS, covering, mounts
+from lab_backup.storage.nfs.mounts import NFS, MountPoint, covering, mounts
 
 FOLDER = Path("/run/lab-backup/nfs")
 _SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -37,10 +38,16 @@ class Mounter:
         self._timeout = timeout
 
     def existing(self, address: Address) -> Path | None:
-        """Return where on this host the address is mounted already, None where it is not, or only by one of us, whom one has to join."""
+        """Return where on this host the address is mounted already, None where it is not, or only by one of us, whom one has to join.
+
+        Raises StorageError where it is mounted in a way that cannot be relied on, or otherwise than the address says.
+        """
         others = (mount for mount in mounts() if not Path(mount.path).is_relative_to(self._folder))
-        found = covering(others, address.source, kinds=self.kinds)
-        return None if found is None else Path(found[0].path, *found[1].parts)
+        found = covering(others, address.source, port=address.port, kinds=self.kinds)
+        if found is None:
+            return None
+        _refuse_unsafe(found[0], address)
+        return Path(found[0].path, *found[1].parts)
 
     def mount(self, address: Address) -> "Mounted":
         """Mount the address, or join those who have. Raises StorageAccessError, StorageNotFoundError, TransientStorageError, StorageError."""
@@ -71,18 +78,23 @@ class Mounter:
         if program is None:
             raise StorageError(f"the program {self._program[0]} is missing", hint="install nfs-common")
         command = [program, *self._program[1:], "-o", address.mount_options, address.source, str(place)]
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=self._timeout, check=False
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise TransientStorageError(
-                f"{address.url} could not be mounted within {self._timeout:.0f} seconds",
-                hint="check the server and the network",
-            ) from None
-        if done.returncode == 0 and is_mount(place, self.kinds):
+        # A group of its own: mount(8) leaves the work to a program that it starts, and that would go on when only the former is ended.
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+        ) as process:  # fmt: skip
+            try:
+                _, said = process.communicate(timeout=self._timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                unmount(place, self.kinds, self._timeout)
+                raise TransientStorageError(
+                    f"{address.url} could not be mounted within {self._timeout:.0f} seconds",
+                    hint="check the server and the network",
+                ) from None
+        if process.returncode == 0 and is_mount(place, self.kinds):
             return
-        raise _refused(address, done.stderr)
+        raise _refused(address, said)
 
 
 class Mounted:
@@ -103,17 +115,33 @@ class Mounted:
         with suppress(OSError, subprocess.TimeoutExpired), _turn(self.path):
             try:
                 fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._unmount()
+                # Where that fails, somebody looks into it at this moment; the next one to leave tries again.
+                unmount(self.path, self._kinds, self._timeout)
             except BlockingIOError:
                 pass  # others use it
         os.close(use)
 
-    def _unmount(self) -> None:
-        program = shutil.which("umount", path=_SEARCH)
-        if program is not None and is_mount(self.path, self._kinds):
-            # Where that fails, somebody looks into it at this moment; the next one to leave tries again.
-            command = [program, str(self.path)]
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=self._timeout, check=False)
+
+def unmount(place: Path, kinds: frozenset[str], timeout: float) -> None:
+    """Unmount what is mounted just there, as far as that goes. Raises TimeoutExpired."""
+    program = shutil.which("umount", path=_SEARCH)
+    if program is not None and is_mount(place, kinds):
+        command = [program, str(place)]
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
+
+
+def _refuse_unsafe(mount: MountPoint, address: Address) -> None:
+    if any(mount.option(name) is not None for name in ("soft", "softerr", "softreval")):
+        raise StorageError(
+            f"{address.url} is mounted at {mount.path} as soft: what could not be written may be reported as written",
+            hint="mount it as hard",
+        )
+    wanted, there = address.option("sec"), mount.option("sec")
+    if wanted is not None and there is not None and wanted != there:
+        raise StorageError(
+            f"{address.url} is mounted at {mount.path} with sec={there}, not sec={wanted} as its address says",
+            hint="mount it otherwise, or change the address",
+        )
 
 
 def _open_lock(place: Path, name: str) -> int:

@@ -84,7 +84,7 @@ class NFSStorage(LocalStorage):
         wanted = os.major(device), os.minor(device)
         here = (mount for mount in mounts() if mount.device == wanted)
         # Also another server's mount at that place is the wrong one.
-        if covering(here, self._address.source, kinds=self._mounter.kinds) is None:
+        if covering(here, self._address.source, port=self._address.port, kinds=self._mounter.kinds) is None:
             raise StorageNotFoundError(
                 f"{self._address.url} is not mounted any more: its folder on this host lies on another file system",
                 hint="mount it again; nothing was written",

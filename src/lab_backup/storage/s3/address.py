@@ -53,6 +53,11 @@ def parse(url: str, *, environment: Mapping[str, str] = os.environ) -> S3Address
     prefix = unquote(parts.path).strip("/")
     check_path(prefix, prefix=True)
     endpoint = values.get("endpoint")
+    if endpoint is not None and "@" in endpoint:
+        raise UsageError(
+            "the endpoint holds a user or password, or an @ that looks like it",
+            hint="write endpoint=https://host:port; keys come from the environment or a profile",
+        )
     if endpoint is not None and not re.fullmatch(r"https?://[^/@?#\s]+/?", endpoint):
         raise UsageError(f"{endpoint!r} is not the address of a server", hint="write endpoint=https://host:port")
     style = _one_of(values, "style", "path" if endpoint else "virtual", ("path", "virtual"))

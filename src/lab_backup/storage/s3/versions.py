@@ -4,8 +4,13 @@ Our objects that are locked never change. So a later version, or a delete marker
 nothing is locked the newest version counts, as in any bucket.
 """
 
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore import exceptions as boto
@@ -16,6 +21,9 @@ Row = dict[str, Any]
 """A version or delete marker as the server lists it; only the former has a size."""
 
 _PAGE = 1000  # names, in an answer that lists them
+_PINS = 100_000
+_BLUR = timedelta(seconds=2)  # the server tells whole seconds, and takes a moment to answer
+_FIELDS = ("Key", "VersionId", "Size", "LastModified")
 _FIRST = 5  # versions among which ours is: an upload whose answer was lost is made again so often at most
 
 
@@ -27,7 +35,26 @@ class Versions:
         self._client = client
         self._bucket = bucket
         # Versions that were seen locked, and until when: so long they count, whatever else there is by then.
-        self._pinned: dict[str, tuple[Row, datetime]] = {}
+        self._pinned: OrderedDict[str, tuple[Row, datetime]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._clock: tuple[datetime, float] | None = (
+            None  # what the server's clock said, and ours then that only runs on
+        )
+
+    def now(self) -> datetime:
+        """Return the time by the server's clock, which alone ends locks; by this host's as long as the server was not heard."""
+        with self._lock:
+            if self._clock is None:
+                return datetime.now(UTC)
+            said, then = self._clock
+            return said + timedelta(seconds=time.monotonic() - then)
+
+    def _hear(self, response: Mapping[str, Any]) -> None:
+        """Take the time from the server's answer (RFC 9110, Date)."""
+        with suppress(KeyError, TypeError, ValueError):
+            said = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
+            with self._lock:
+                self._clock = said, time.monotonic()
 
     def below(self, start: str) -> Iterator[Row]:
         """Return all versions and delete markers of the names that begin with `start`."""
@@ -39,6 +66,7 @@ class Versions:
         position: dict[str, str] = {}
         while True:
             page = self._client.list_object_versions(Bucket=self._bucket, Prefix=start, MaxKeys=_PAGE, **position)
+            self._hear(page)
             yield page
             if not page["IsTruncated"]:
                 return
@@ -53,54 +81,93 @@ class Versions:
     def true(self, key: str) -> Row | None:
         """Return the version that counts, None where there is no such object."""
         pinned = self._pin(key)
-        return pinned if pinned is not None else self._choose(self.of(key))
+        return pinned if pinned is not None else self._choose(self._held(key))
+
+    def _held(self, key: str) -> "_Held":
+        held = _Held()
+        for page in self._pages(key):
+            for row in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
+                if row["Key"] == key:
+                    held.add(row)
+            if page["IsTruncated"] and page["NextKeyMarker"] > key:
+                break  # what follows only begins like it
+        return held
 
     def _pin(self, key: str) -> Row | None:
-        row, until = self._pinned.get(key, (None, None))
+        with self._lock:
+            row, until = self._pinned.get(key, (None, None))
         # When the lock is over another host may remove the object, and its name may be used anew.
-        return row if until is not None and until > datetime.now(UTC) else None
+        return row if until is not None and until > self.now() + _BLUR else None
 
     def listed(self, start: str) -> Iterator[Row]:
         """Return the version that counts of each name that begins with `start`. Only names with several versions cost more than their line."""
-        held: dict[str, list[Row]] = {}
+        names: dict[str, _Held] = {}
         for page in self._pages(start):
             for row in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
-                held.setdefault(row["Key"], []).append(row)
+                names.setdefault(row["Key"], _Held()).add(row)
             # The last name of a page may go on in the next one.
             unfinished = page["NextKeyMarker"] if page["IsTruncated"] else None
-            for key in [key for key in held if key != unfinished]:
-                rows = held.pop(key)
-                alone = len(rows) == 1 and "Size" in rows[0]
-                chosen = rows[0] if alone else self._pin(key) or self._choose(_oldest_first(rows))
+            for key in [key for key in names if key != unfinished]:
+                held = names.pop(key)
+                chosen = held.alone or self._pin(key) or self._choose(held)
                 if chosen is not None:
                     yield chosen
 
-    def _choose(self, rows: Sequence[Row]) -> Row | None:
-        for row in [row for row in rows if "Size" in row][:_FIRST]:
+    def _choose(self, held: "_Held") -> Row | None:
+        for row in held.oldest_first():
             until = self.retained(row["Key"], row["VersionId"])
             if until is not None:
-                self._pinned[row["Key"]] = row, until
+                with self._lock:
+                    self._pinned[row["Key"]] = {name: row[name] for name in _FIELDS}, until
+                    while len(self._pinned) > _PINS:
+                        self._pinned.popitem(last=False)
                 return row
-        newest = next((row for row in rows if row.get("IsLatest")), rows[-1] if rows else None)
+        newest = held.newest
         return newest if newest is not None and "Size" in newest else None
 
     def retained(self, key: str, version: str) -> datetime | None:
         """Return the end of a version's retention, if it lies ahead."""
         try:
             answer = self._client.get_object_retention(Bucket=self._bucket, Key=key, VersionId=version)
+            self._hear(answer)
         except boto.ClientError as error:
             if is_unknown(error):  # none was set, or a delete marker
                 return None
             raise
         until: datetime = answer["Retention"]["RetainUntilDate"].astimezone(UTC)
-        return until if until > datetime.now(UTC) else None
+        return until if until > self.now() else None
 
     def forget(self, key: str) -> None:
         """Pin nothing for a name whose object is gone."""
-        self._pinned.pop(key, None)
+        with self._lock:
+            self._pinned.pop(key, None)
 
 
-def _oldest_first(rows: Sequence[Row]) -> list[Row]:
+class _Held:
+    """What is known of a name's versions while they are listed, the newest first: enough to choose, however many there are."""
+
+    def __init__(self) -> None:
+        self.newest: Row | None = None
+        self._oldest: deque[Row] = deque(maxlen=_FIRST)
+        self._count = 0
+
+    def add(self, row: Row) -> None:
+        self._count += 1
+        if self.newest is None or row.get("IsLatest"):
+            self.newest = row
+        if "Size" in row:
+            self._oldest.append(row)
+
+    @property
+    def alone(self) -> Row | None:
+        """The only version, where there is one and nothing else."""
+        return self._oldest[0] if self._count == 1 and self._oldest else None
+
+    def oldest_first(self) -> list[Row]:
+        return _oldest_first(self._oldest)
+
+
+def _oldest_first(rows: Iterable[Row]) -> list[Row]:
     # Versions of one second are listed the newest first.
     backwards = list(rows)
     backwards.reverse()
