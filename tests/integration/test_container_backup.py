@@ -13,10 +13,12 @@ import pytest
 from lab_backup.demo.podman_service import PodmanService
 from lab_backup.errors import LabBackupError, NotFoundError, TargetExistsError, UsageError
 from lab_backup.operations import backup_container as backing_up
+from lab_backup.operations import held_files
 from lab_backup.operations import restore_container as restoring
 from lab_backup.operations.backup_container import ContainerOptions, backup_container
 from lab_backup.operations.files import choose_tree, list_files, restore_files
-from lab_backup.operations.restore_container import restore_container, restore_volume
+from lab_backup.operations.restore_container import restore_container
+from lab_backup.operations.restore_volume import restore_volume
 from lab_backup.operations.verify import verify
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.repository import Repository
@@ -151,7 +153,7 @@ def test_what_is_there_is_not_touched(repository: Repository, box: Box, monkeypa
         raise PodmanError("the last moment")
 
     with monkeypatch.context() as broken:
-        broken.setattr(restoring, "_compared", fail)
+        broken.setattr(restoring, "compared", fail)
         with pytest.raises(PodmanError, match="last moment"):
             restore_container(repository, backup, connect=box.service.uri, options=Options(overwrite=True))
     with Podman(box.service.uri) as podman:
@@ -248,12 +250,13 @@ _KILLED = """
 import sys
 from pathlib import Path
 from lab_backup.operations import backup_container as module
+from lab_backup.operations import held_files
 from lab_backup.repository.repository import open_repository
 from lab_backup.sources.podman.freeze import Hold, Hooks
 from lab_backup.storage.local import LocalStorage
 import time
 place, cache, uri, name, hold = sys.argv[1:]
-real = module.LocalFileTree
+real = held_files.LocalFileTree
 class Slow(real):
     passes = 0
     def records(self):
@@ -264,7 +267,7 @@ class Slow(real):
                 if Slow.passes == 2:
                     print("holding", flush=True)
                     time.sleep(300)
-module.LocalFileTree = Slow
+held_files.LocalFileTree = Slow
 options = module.ContainerOptions(hold=Hold(hold), hooks=Hooks(after="echo after > /data/after"), pause_limit=300)
 with open_repository(LocalStorage(Path(place)), passphrase=None, cache_directory=Path(cache)) as repository:
     module.backup_container(repository, name, connect=uri, options=options)
@@ -293,13 +296,13 @@ def test_killed_while_it_holds(repository: Repository, box: Box, tmp_path: Path,
 
 def test_removed_in_the_middle(repository: Repository, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container that is removed while it is backed up ends the backup with an error, and nothing is published."""
-    real = backing_up._store_files
+    real = held_files.store_held
 
     def store(*arguments: object) -> None:
         box.service.run("rm", "-f", "-t", "0", box.name)
         real(*arguments)  # type: ignore[arg-type]  # handed on as they are
 
-    monkeypatch.setattr(backing_up, "_store_files", store)
+    monkeypatch.setattr(backing_up, "store_held", store)
     with pytest.raises(LabBackupError):
         back_up(repository, box)
     assert Backups(repository).all() == []

@@ -25,6 +25,7 @@ from lab_backup.cli.commands import (
     restore,
     storage,
     verify,
+    volumes,
 )
 from lab_backup.cli.exit_codes import ExitCode
 from lab_backup.cli.options import examples
@@ -149,6 +150,13 @@ backup.app.command(
         "lab-backup backup container web --repo /srv/backups --stop --volumes web-data,web-config --bind-mounts",
     ),
 )(containers.backup)
+backup.app.command(
+    "volume",
+    epilog=examples(
+        "lab-backup backup volume web-data --repo /srv/backups",
+        "lab-backup backup volume web-data --repo /srv/backups --live",
+    ),
+)(volumes.backup)
 restore.app.command(
     "container",
     epilog=examples(
@@ -159,8 +167,11 @@ restore.app.command(
 )(containers.restore)
 restore.app.command(
     "volume",
-    epilog=examples("lab-backup restore volume latest:container/web web-data --repo /srv/backups --to web-data-again"),
-)(containers.volume)
+    epilog=examples(
+        "lab-backup restore volume latest:volume/web-data --repo /srv/backups --to web-data-again",
+        "lab-backup restore volume latest:container/web web-data --repo /srv/backups --to web-data-again",
+    ),
+)(volumes.restore)
 restore.app.command(
     "files",
     epilog=examples(

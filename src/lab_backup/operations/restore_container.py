@@ -12,7 +12,7 @@ from typing import Self
 
 import msgspec
 
-from lab_backup.errors import NotFoundError, TargetExistsError, UsageError
+from lab_backup.errors import TargetExistsError, UsageError
 from lab_backup.filetree import FileTree
 from lab_backup.operations.progress import Progress, Silent
 from lab_backup.repository.backups import Backup
@@ -231,7 +231,7 @@ class _Making:
         self.warnings += [f"{called}: {text}" for text in left_out]
         if left_out:
             return []
-        return _compared(tree, folder, called)
+        return compared(tree, folder, called)
 
     def _set_aside(self, volume: str) -> None:
         """Move the files of a volume that is replaced beside it, and leave an empty folder in their place."""
@@ -286,52 +286,7 @@ def _pieces(stored: StoredStream, advance: Callable[[int], None]) -> Iterator[by
         yield bytes(piece.data)
 
 
-def _compared(tree: FileTree, folder: Path, called: str) -> list[str]:
+def compared(tree: FileTree, folder: Path, called: str) -> list[str]:
+    """Return what of the folder is not as in the tree, in words, the first few of it."""
     with LocalFileTree(folder) as there:
         return [f"{called}: {difference}" for difference in islice(differences(tree, there), SHOWN)]
-
-
-def restore_volume(
-    repository: Repository,
-    backup: Backup,
-    volume: str,
-    *,
-    connect: str,
-    to: str,
-    devices: bool = False,
-    progress: Progress | None = None,
-) -> ContainerResult:
-    """Make one volume of `backup` again as the new volume `to`. Raises TargetExistsError where there is one of that name, NotFoundError."""
-    begun = time.monotonic()
-    shown = progress or Silent()
-    reader = Reader(repository)
-    saved = saved_container(reader, backup.manifest)
-    tree = backup.manifest.file_tree(volume_name(volume))
-    chosen = next((known for known in saved.volumes if known.name == volume), None)
-    if tree is None or chosen is None:
-        known = ", ".join(known.name for known in saved.volumes) or "none"
-        raise NotFoundError(f"the backup has no volume {volume}", hint=f"its volumes: {known}")
-    with Podman(connect) as podman:
-        if not podman.is_local:
-            raise UsageError("a volume can be restored on its own host only", hint="run lab-backup there")
-        if podman.exists(f"volumes/{name_in_path(to)}"):
-            raise TargetExistsError(f"there is a volume {to} already", hint="choose another name")
-        shown.start(None, f"restoring volume {volume} as {to}")
-        body = {"Name": to, "Driver": "local", "Label": chosen.labels, "Labels": chosen.labels}
-        podman.post("volumes/create", f"make the volume {to}", body)
-        try:
-            path = Path(str(podman.get(f"volumes/{name_in_path(to)}/json")["Mountpoint"]))
-            stored = StoredFileTree(reader, tree)
-            with FileTreeTarget(path, devices=devices) as target:
-                restore_tree(stored, target)
-                target.finish()
-                warnings = list(target.warnings)
-            found = [] if warnings else _compared(stored, path, f"volume {to}")
-        except BaseException:
-            podman.delete(f"volumes/{name_in_path(to)}", force="true")
-            raise
-    told = (*warnings, *([f"not as it was in the backup: {', '.join(found)}"] if found else []))
-    return ContainerResult(
-        backup=backup.id, source=saved.name, container="", id="", started=False, volumes=(to,), networks=(), image_loaded=False,
-        conflicts=(), replaces=(), differences=tuple(found), duration_seconds=time.monotonic() - begun, warnings=told, notes=(),
-    )  # fmt: skip

@@ -1,6 +1,5 @@
-"""`lab-backup backup container`, `restore container`, `restore volume`: Podman."""
+"""`lab-backup backup container`, `restore container`, and single files of both: Podman."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,15 +29,8 @@ PodmanOption = Annotated[
 DevicesOption = Annotated[bool, typer.Option("--devices", help="Restore device nodes as well.")]
 
 
-class HoldChoice(StrEnum):
-    """What is done to a container while its files are read."""
-
-    PAUSE = "pause"
-    STOP = "stop"
-    LIVE = "live"
-
-
-def _service(connect: str | None) -> str:
+def service(connect: str | None) -> str:
+    """Return the service that is meant, this user's own where none was named."""
     from lab_backup.sources.podman.address import default_service
 
     return connect or default_service()
@@ -93,7 +85,7 @@ def backup(
         full=full,
     )
     with opened(repo, passphrase_file) as repository, shown(quiet=quiet) as progress:
-        made = backup_container(repository, name, connect=_service(connect), options=options, progress=progress)
+        made = backup_container(repository, name, connect=service(connect), options=options, progress=progress)
     printing.tell_all(warnings=made.warnings, notes=made.notes)
     printing.show(made, tables.made, as_json=as_json)
     return ExitCode.WARNINGS if made.warnings else ExitCode.DONE
@@ -136,40 +128,18 @@ def restore(
         result = restore_container(
             repository,
             found,
-            connect=_service(connect),
+            connect=service(connect),
             options=options,
             start=start,
             devices=devices,
             dry_run=dry_run,
             progress=progress,
         )
-    return _finish(result, as_json=as_json, dry_run=dry_run)
+    return finish(result, as_json=as_json, dry_run=dry_run)
 
 
-def volume(
-    backup: BackupArgument,
-    name: Annotated[str, typer.Argument(metavar="VOLUME", help="The volume's name in the backup.")],
-    repo: RepoOption,
-    to: Annotated[str, typer.Option("--to", metavar="NAME", help="The name of the new volume.")],
-    connect: PodmanOption = None,
-    devices: DevicesOption = False,
-    passphrase_file: PassphraseFileOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> ExitCode:
-    """Restore one volume of a container as a new volume."""
-    from lab_backup.operations.catalogue import find_backup
-    from lab_backup.operations.restore_container import restore_volume
-
-    with opened(repo, passphrase_file) as repository, shown(quiet=quiet) as progress:
-        found = find_backup(repository, backup)
-        result = restore_volume(
-            repository, found, name, connect=_service(connect), to=to, devices=devices, progress=progress
-        )
-    return _finish(result, as_json=as_json)
-
-
-def _finish(result: "ContainerResult", *, as_json: bool, dry_run: bool = False) -> ExitCode:
+def finish(result: "ContainerResult", *, as_json: bool, dry_run: bool = False) -> ExitCode:
+    """Tell what a restore did, and return the exit status."""
     printing.tell_all(warnings=result.warnings, notes=result.notes)
     printing.show(result, lambda done: tables.container(done, dry_run=dry_run), as_json=as_json)
     if dry_run and result.conflicts:

@@ -14,6 +14,7 @@ Json = dict[str, Any]
 VERSION = 1
 CONTAINER = "container.json"
 IMAGE = "image.json"
+VOLUME = "volume.json"
 ROOTFS = "rootfs"
 _LAYER = "layer."
 _LONGEST = 128  # characters in the name of a part of a backup
@@ -28,6 +29,15 @@ class SavedVolume(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, str] = {}
     destination: str = ""
     anonymous: bool = False
+
+
+class SavedVolumeSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume that was backed up by itself. `users` are the names of the containers that mounted it."""
+
+    version: int = VERSION
+    podman: str
+    volume: SavedVolume
+    users: tuple[str, ...] = ()
 
 
 class SavedImage(msgspec.Struct, frozen=True, kw_only=True):
