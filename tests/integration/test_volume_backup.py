@@ -15,6 +15,7 @@ from lab_backup.operations.backup_volume import VolumeOptions, backup_volume
 from lab_backup.operations.catalogue import find_backup
 from lab_backup.operations.files import choose_tree, list_files, restore_files
 from lab_backup.operations.prune import prune
+from lab_backup.operations.restore_container import restore_container, saved_container
 from lab_backup.operations.restore_volume import restore_volume
 from lab_backup.operations.verify import verify
 from lab_backup.policy.retention import Policy
@@ -27,6 +28,7 @@ from lab_backup.sources.podman.claim import PREFIX
 from lab_backup.sources.podman.connection import Podman
 from lab_backup.sources.podman.errors import PodmanError
 from lab_backup.sources.podman.freeze import Hold
+from lab_backup.sources.podman.restore import Options
 from lab_backup.sources.podman.saved import VOLUME, SavedVolume, SavedVolumeSource
 from lab_backup.sources.podman.volume import lies_elsewhere
 from lab_backup.storage.local import LocalStorage
@@ -248,6 +250,21 @@ def test_a_place_that_a_backup_names_is_not_followed(
             assert not podman.get("volumes/again/json").get("Options")
     finally:
         podman_service.run("volume", "rm", "again")
+
+
+def test_a_container_gets_no_place_of_the_host_by_a_volume(
+    repository: Repository, box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forged backup of a container whose volume would be a folder of the host is restored with trust only."""
+    made = backup_container(repository, box.name, connect=box.service.uri)
+    backup = Backups(repository).find(made.backup)
+    saved = saved_container(Reader(repository), backup.manifest)
+    forged = msgspec.structs.replace(saved.volumes[0], options={"type": "none", "device": "/etc", "o": "bind"})
+    told = msgspec.structs.replace(saved, volumes=(forged,))
+    monkeypatch.setattr("lab_backup.operations.restore_container.saved_container", lambda *_: told)
+    options = Options(name="second", volume_suffix="-second")
+    with pytest.raises(UsageError, match="elsewhere"):
+        restore_container(repository, backup, connect=box.service.uri, options=options)
 
 
 def test_on_the_command_line(tmp_path: Path, podman_service: PodmanService, lonely: str) -> None:

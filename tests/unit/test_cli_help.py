@@ -23,7 +23,7 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 ALL = dict(commands(typer.main.get_command(app)))
 PROMISED = {
     "repo init", "repo info", "repo keys list", "repo keys add", "repo keys remove", "repo keys rotate", "repo recovery-sheet", "repo immutable",
-    "backup vm", "backup image", "backup container", "backup volume", "restore container", "restore volume", "restore files", "files", "list", "show", "restore vm", "restore image", "verify", "delete", "undelete",
+    "backup vm", "backup image", "backup container", "backup volume", "backup pod", "restore pod", "restore container", "restore volume", "restore files", "files", "list", "show", "restore vm", "restore image", "verify", "delete", "undelete",
     "protect", "unprotect", "prune", "gc", "replicate", "export", "storage test", "checkpoints list", "checkpoints remove", "demo",
 }  # fmt: skip
 

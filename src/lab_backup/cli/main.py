@@ -19,6 +19,7 @@ from lab_backup.cli.commands import (
     export,
     gc,
     lifecycle,
+    pods,
     prune,
     replicate,
     repo,
@@ -157,6 +158,12 @@ backup.app.command(
         "lab-backup backup volume web-data --repo /srv/backups --live",
     ),
 )(volumes.backup)
+backup.app.command(
+    "pod",
+    epilog=examples(
+        "lab-backup backup pod web --repo /srv/backups", "lab-backup backup pod web --repo /srv/backups --stop"
+    ),
+)(pods.backup)
 restore.app.command(
     "container",
     epilog=examples(
@@ -172,6 +179,13 @@ restore.app.command(
         "lab-backup restore volume latest:container/web web-data --repo /srv/backups --to web-data-again",
     ),
 )(volumes.restore)
+restore.app.command(
+    "pod",
+    epilog=examples(
+        "lab-backup restore pod latest:pod/web --repo /srv/backups --start",
+        "lab-backup restore pod latest:pod/web --repo /srv/backups --name web-again --volume-suffix=-again",
+    ),
+)(pods.restore)
 restore.app.command(
     "files",
     epilog=examples(

@@ -23,7 +23,7 @@ from lab_backup.sources.podman import image
 from lab_backup.sources.podman.connection import Podman
 from lab_backup.sources.podman.container import ContainerFacts, MountPoint, look_at
 from lab_backup.sources.podman.freeze import PAUSE_LIMIT, Hold, Hooks
-from lab_backup.sources.podman.saved import CONTAINER, IMAGE, ROOTFS, bind_name, layer_name, volume_name
+from lab_backup.sources.podman.saved import CONTAINER, IMAGE, ROOTFS, bind_name, layer_name, of_member, volume_name
 
 KIND = "container"
 
@@ -69,13 +69,13 @@ def backup_container(
         # Containers are made anew all the time, under new ids, and are the same to their owner: the name on its host counts.
         source = SourceInfo(kind=KIND, id=f"{podman.host}/{facts.saved.name}", name=facts.saved.name, host=podman.host)
         latest = None if chosen.full else backups.latest(KIND, source.id)
-        parts, gathered = _parts(podman, facts, chosen)
+        gathered = Gathered()
+        parts = parts_of(podman, facts, chosen, gathered)
         held = Held(
             facts.saved.name, facts.sharing, parts, hold=chosen.hold, hooks=chosen.hooks, pause_limit=chosen.pause_limit
         )
         with BackupSession(repository, identity) as session:
-            gathered.files.append(session.write_file(CONTAINER, msgspec.json.encode(facts.saved)))
-            _store_image(podman, facts, session, Reader(repository), latest, gathered, shown)
+            store_settings(podman, facts, session, Reader(repository), latest, gathered, shown)
             store_held(podman, held, session, latest, gathered, shown)
             session.flush()
             suspicion = suspect(backups, source, gathered.counts, gathered.size)
@@ -89,9 +89,12 @@ def backup_container(
 # --- what there is to read ---
 
 
-def _parts(podman: Podman, facts: ContainerFacts, options: ContainerOptions) -> tuple[list[Part], Gathered]:
-    """Return the trees to read, and what has to be said about those that are not. Raises NotFoundError for an unknown volume."""
-    gathered = Gathered(warnings=list(facts.warnings), notes=list(facts.notes))
+def parts_of(
+    podman: Podman, facts: ContainerFacts, options: ContainerOptions, gathered: Gathered, member: str | None = None
+) -> list[Part]:
+    """Return the trees to read; tell `gathered` about those that are not. `member` as in `of_member`. Raises NotFoundError for an unknown volume."""
+    gathered.warnings += facts.warnings
+    gathered.notes += facts.notes
     unknown = sorted(set(options.volumes or ()) - {volume.name for volume in facts.volumes})
     if unknown:
         known = ", ".join(volume.name for volume in facts.volumes) or "none"
@@ -110,26 +113,29 @@ def _parts(podman: Podman, facts: ContainerFacts, options: ContainerOptions) -> 
         gathered.warnings.append(
             f"only image and settings are in this backup: {', '.join(missing)} can be read on {podman.host} only; run lab-backup there"
         )
-        return [], gathered
+        return []
     parts = []
     if facts.writable_layer is None:
         gathered.warnings.append("the container's own files are not in it: its storage driver has no folder for them")
     else:
-        parts.append(Part(ROOTFS, Path(facts.writable_layer), "the container's own files"))
+        parts.append(
+            Part(of_member(ROOTFS, member), Path(facts.writable_layer), f"the own files of {facts.saved.name}")
+        )
     parts += [Part(volume_name(volume.name), Path(volume.path), f"volume {volume.name}") for volume in volumes]
-    parts += [_bind(bind, gathered) for bind in binds if Path(bind.path).is_dir()]
-    return parts, gathered
+    parts += [_bind(bind, gathered, member) for bind in binds if Path(bind.path).is_dir()]
+    return parts
 
 
-def _bind(bind: MountPoint, gathered: Gathered) -> Part:
-    gathered.notes.append(f"{bind.path} of the host is in it as {bind_name(bind.destination)}")
-    return Part(bind_name(bind.destination), Path(bind.path), bind.path)
+def _bind(bind: MountPoint, gathered: Gathered, member: str | None) -> Part:
+    name = of_member(bind_name(bind.destination), member)
+    gathered.notes.append(f"{bind.path} of the host is in it as {name}")
+    return Part(name, Path(bind.path), bind.path)
 
 
 # --- the image ---
 
 
-def _store_image(
+def store_settings(
     podman: Podman,
     facts: ContainerFacts,
     session: BackupSession,
@@ -137,13 +143,24 @@ def _store_image(
     latest: Backup | None,
     gathered: Gathered,
     shown: Progress,
+    member: str | None = None,
 ) -> None:
+    """Store what makes the container again, and the layers of its image that are not there yet. `member` as in `of_member`. Raises PodmanError."""
+    gathered.files.append(session.write_file(of_member(CONTAINER, member), msgspec.json.encode(facts.saved)))
+    stored = {stream.name: stream for stream in gathered.streams}
     known: dict[str, StreamEntry] = {}
     for digest in dict.fromkeys(facts.image.layers):
+        if layer_name(digest) in stored:
+            known[digest] = stored[layer_name(digest)]
+            continue
         entry = None if latest is None else latest.manifest.stream(layer_name(digest))
         if entry is not None and session.keep_stream(entry):
             known[digest] = entry
-    config = _known_config(reader, latest, facts) if known.keys() >= set(facts.image.layers) else None
+    config = (
+        _known_config(reader, latest, facts, of_member(IMAGE, member))
+        if known.keys() >= set(facts.image.layers)
+        else None
+    )
     if config is None:
         shown.start(None, f"reading the image of {facts.saved.name}")
 
@@ -152,13 +169,15 @@ def _store_image(
             gathered.counts.add(counts)
 
         config = image.read_image(podman, facts.image, known=frozenset(known), store=store)
-    gathered.streams += [known[digest] for digest in dict.fromkeys(facts.image.layers)]
-    gathered.files.append(session.write_file(IMAGE, config))
+    gathered.streams += [
+        known[digest] for digest in dict.fromkeys(facts.image.layers) if layer_name(digest) not in stored
+    ]
+    gathered.files.append(session.write_file(of_member(IMAGE, member), config))
 
 
-def _known_config(reader: Reader, latest: Backup | None, facts: ContainerFacts) -> bytes | None:
+def _known_config(reader: Reader, latest: Backup | None, facts: ContainerFacts, name: str) -> bytes | None:
     """Return the image's configuration as the last backup has it; None where it has another image, or cannot be read."""
-    entry = None if latest is None else latest.manifest.file(IMAGE)
+    entry = None if latest is None else latest.manifest.file(name)
     if entry is None:
         return None
     try:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from lab_backup.sources.podman.container import users_of
 from lab_backup.sources.podman.leftovers import state
 from lab_backup.sources.podman.restore import Options, Restoration, RestorePlan
 from lab_backup.sources.podman.restore import plan as plan_restore
-from lab_backup.sources.podman.saved import CONTAINER, IMAGE, ROOTFS, SavedContainer, layer_name, volume_name
+from lab_backup.sources.podman.saved import CONTAINER, IMAGE, ROOTFS, SavedContainer, layer_name, of_member, volume_name
 from lab_backup.targets.files.removal import empty
 from lab_backup.targets.files.restore import restore_tree
 from lab_backup.targets.files.target import FileTreeTarget
@@ -86,13 +86,14 @@ def restore_container(
         if not podman.is_local and manifest.trees:
             plan.conflicts.append("files can be restored on the container's own host only: run lab-backup there")
         for _, name in plan.volumes if plan.replaces else ():
-            plan.conflicts += _in_use(podman, name, plan)
+            plan.conflicts += in_use(podman, name, {plan.replaced_container})
         if dry_run:
             return _result(backup, plan, begun)
         for what in plan.replaces:
             shown.note(f"will be replaced: {what}")
-        made = _Making(podman, reader, manifest, plan, shown, devices=devices)
+        made = Making(podman, reader, manifest, plan, shown, devices=devices)
         with Restoration(podman, plan) as restoration, made:
+            made.make(restoration)
             found = made.fill(restoration)
             if start:
                 restoration.start()
@@ -136,10 +137,10 @@ def _result(
     )
 
 
-def saved_container(reader: Reader, manifest: Manifest) -> SavedContainer:
-    """Return what the backup says of its container. Raises UsageError for a backup of something else, DamagedError."""
-    entry = manifest.file(CONTAINER)
-    if manifest.source.kind != KIND or entry is None:
+def saved_container(reader: Reader, manifest: Manifest, member: str | None = None) -> SavedContainer:
+    """Return what the backup says of its container, or of the container `member` of its pod. Raises UsageError for a backup of something else, DamagedError."""
+    entry = manifest.file(of_member(CONTAINER, member))
+    if manifest.source.kind != (KIND if member is None else "pod") or entry is None:
         raise UsageError(
             f"backup {manifest.backup[:12]} is one of {manifest.source.kind}/{manifest.source.name}, which is no container",
             hint="see: lab-backup show",
@@ -150,18 +151,18 @@ def saved_container(reader: Reader, manifest: Manifest) -> SavedContainer:
         raise DamagedError(f"{CONTAINER} of backup {manifest.backup[:12]} cannot be understood") from error
 
 
-def _in_use(podman: Podman, volume: str, plan: RestorePlan) -> list[str]:
-    """Return who keeps the volume from being replaced: containers that run on with the old files."""
+def in_use(podman: Podman, volume: str, replaced: Collection[str | None]) -> list[str]:
+    """Return who keeps the volume from being replaced: containers, those with the ids `replaced` aside, that run on with the old files."""
     if not podman.exists(f"volumes/{name_in_path(volume)}"):
         return []
     return [
         f"volume {volume} is in use by {user.name}"
         for user in users_of(podman, volume)
-        if user.id != plan.replaced_container and state(podman, user.id) in {"running", "paused"}
+        if user.id not in replaced and state(podman, user.id) in {"running", "paused"}
     ]
 
 
-class _Making:
+class Making:
     """Fills what a restoration makes; a context manager that puts old files back unless they are to be replaced."""
 
     def __init__(
@@ -173,23 +174,35 @@ class _Making:
         shown: Progress,
         *,
         devices: bool,
+        member: str | None = None,
+        filled: set[str] | None = None,
     ) -> None:
+        """Prepare to fill. For a container `member` of a pod, `filled` are the volumes that its pod's others fill already."""
         self._podman = podman
         self._reader = reader
         self._manifest = manifest
         self._plan = plan
         self._shown = shown
         self._devices = devices
+        self._member = member
+        self._filled = set() if filled is None else filled
+        self._there: set[str] = set()
+        self._mine: set[str] = set()
         self._aside: list[tuple[Path, Path]] = []
         self.warnings: list[str] = []
 
-    def fill(self, restoration: Restoration) -> list[str]:
-        """Make everything and fill it; return what differs from the backup when it is read back."""
-        there = {name: self._podman.exists(f"volumes/{name_in_path(name)}") for _, name in self._plan.volumes}
+    def make(self, restoration: Restoration) -> None:
+        """Make everything, empty."""
+        self._mine = {name for _, name in self._plan.volumes} - self._filled
+        self._filled |= self._mine
+        self._there = {name for name in self._mine if self._podman.exists(f"volumes/{name_in_path(name)}")}
         self._shown.start(None, f"restoring {self._plan.name}")
         restoration.make(self._archive() if self._plan.load_image else None)
+
+    def fill(self, restoration: Restoration) -> list[str]:
+        """Fill what was made; return what differs from the backup when it is read back."""
         found: list[str] = []
-        own = self._manifest.file_tree(ROOTFS)
+        own = self._manifest.file_tree(of_member(ROOTFS, self._member))
         layer = restoration.writable_layer()
         if own is not None and layer is not None:
             # Whiteouts are device nodes, and an overlay's own attributes are part of what it means.
@@ -197,9 +210,12 @@ class _Making:
         elif own is not None:
             self.warnings.append("its own files are not restored: this host's storage driver has no folder for them")
         for volume, name in self._plan.volumes:
-            if there[name] and self._manifest.file_tree(volume_name(volume.name)) is not None:
+            if name in self._there and self._manifest.file_tree(volume_name(volume.name)) is not None:
                 self._set_aside(name)
+        mine = {volume.name for volume, name in self._plan.volumes if name in self._mine}
         for old, path in restoration.mount().items():
+            if old not in mine:
+                continue
             tree = self._manifest.file_tree(volume_name(old))
             if tree is None:
                 self.warnings.append(f"volume {old} is empty: the backup does not hold it")
@@ -209,7 +225,7 @@ class _Making:
 
     def _archive(self) -> Iterator[bytes]:
         saved, manifest = self._plan.saved, self._manifest
-        config = manifest.file(IMAGE)
+        config = manifest.file(of_member(IMAGE, self._member))
         if config is None:
             raise DamagedError("the backup does not hold the image's configuration", hint="it was forged")
         layers = []

@@ -7,6 +7,7 @@ import msgspec
 from lab_backup.errors import NotFoundError, TargetExistsError, UsageError
 from lab_backup.operations.progress import Progress, Silent
 from lab_backup.operations.restore_container import ContainerResult, compared, saved_container
+from lab_backup.operations.restore_pod import saved_pod
 from lab_backup.repository.backups import Backup
 from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.manifest import Manifest, TreeEntry
@@ -70,6 +71,10 @@ def restore_volume(
 
 def saved_volumes(reader: Reader, manifest: Manifest) -> tuple[SavedVolume, ...]:
     """Return the volumes that the backup knows of. Raises UsageError for a backup of something else, DamagedError."""
+    if manifest.source.kind == "pod":
+        members = saved_pod(reader, manifest).members
+        found = [volume for name in members for volume in saved_container(reader, manifest, name).volumes]
+        return tuple({volume.name: volume for volume in found}.values())
     if manifest.source.kind != KIND:
         return saved_container(reader, manifest).volumes
     entry = manifest.file(VOLUME)

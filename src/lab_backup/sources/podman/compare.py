@@ -1,5 +1,6 @@
 """Whether two containers are alike, by what Podman tells about them. Pure functions."""
 
+import re
 from typing import Any
 
 from lab_backup.sources.podman.spec import Json, look_up, own_annotations
@@ -7,10 +8,14 @@ from lab_backup.sources.podman.spec import Json, look_up, own_annotations
 _VOLATILE = {
     "Id", "Created", "State", "ExecIDs", "ResolvConfPath", "HostnamePath", "HostsPath", "StaticDir", "OCIConfigPath",
     "ConmonPidFile", "PidFile", "GraphDriver", "RestartCount", "SandboxKey", "SandboxID", "EndpointID", "CreateCommand",
-    "SizeRw", "SizeRootFs", "Dependencies", "IDMappings", "CgroupPath", "ContainerIDFile", "Path",
+    "SizeRw", "SizeRootFs", "Dependencies", "IDMappings", "CgroupPath", "Pod", "ContainerIDFile", "Path",
     "ImageDigest",  # of a manifest, which is made anew; the image itself has its id
 }  # fmt: skip
 """What differs between any two containers, and what only tells how one was made."""
+
+
+_MODES = ("NetworkMode", "IpcMode", "UTSMode", "PidMode", "UsernsMode", "CgroupMode")
+_SHORT_ID = re.compile(r"[0-9a-f]{12}\Z")
 
 
 def differences(before: Json, after: Json) -> list[str]:
@@ -30,8 +35,18 @@ def _comparable(inspect: Json) -> Json:
     host["Binds"] = [
         ":".join((*bind.split(":")[:2], *sorted(bind.split(":")[-1].split(",")))) for bind in host.get("Binds") or []
     ]
+    if inspect.get("Pod"):
+        host |= {name: "pod" for name in _MODES if str(host.get(name)).startswith("container:")}
+        host["CgroupParent"] = ""
     networks = {
-        name: {**attached, "Aliases": [alias for alias in attached.get("Aliases") or [] if alias != short]}
+        name: {
+            **attached,
+            "Aliases": [
+                alias
+                for alias in attached.get("Aliases") or []
+                if not (inspect.get("Pod") and _SHORT_ID.match(alias)) and alias != short
+            ],
+        }
         for name, attached in (look_up(inspect, "NetworkSettings.Networks") or {}).items()
     }
     settings = {"Networks": networks, "Ports": look_up(inspect, "NetworkSettings.Ports")}

@@ -10,6 +10,7 @@ from lab_backup.sources.podman.claim import PREFIX
 from lab_backup.sources.podman.connection import Podman, name_in_path
 from lab_backup.sources.podman.errors import PodmanNotFoundError
 from lab_backup.sources.podman.freeze import Target
+from lab_backup.sources.podman.pod_spec import member_spec
 from lab_backup.sources.podman.saved import Json, SavedContainer, SavedImage, SavedVolume
 from lab_backup.sources.podman.spec import Unsaid, create_spec, secrets_in_command, without_secrets
 
@@ -68,16 +69,17 @@ def look_at(podman: Podman, name: str) -> ContainerFacts:
         pod=None if pod is None else pod["Name"],
     )
     volumes = [mount for mount in inspect.get("Mounts") or [] if mount["Type"] == "volume"]
+    spec = create_spec(inspect, image=inspect.get("ImageName") or inspect["Image"], unsaid=unsaid)
     saved = SavedContainer(
         id=inspect["Id"],
         name=inspect["Name"],
         podman=podman.version,
         running=inspect["State"]["Status"] == "running",
-        spec=create_spec(inspect, image=inspect.get("ImageName") or inspect["Image"], unsaid=unsaid),
+        spec=spec if pod is None else member_spec(spec, pod),
         inspect=without_secrets(inspect, said.secret_environment),
         image=SavedImage(id=facts.id, names=facts.names, layers=facts.layers, architecture=facts.architecture),
         volumes=tuple(volume(podman, mount["Name"], mount["Destination"]) for mount in volumes),
-        networks=_networks(podman, inspect),
+        networks=networks_of(podman, inspect),
         secrets=tuple(
             sorted({secret["Name"] for secret in config.get("Secrets") or []} | set(said.secret_environment.values()))
         ),
@@ -135,7 +137,8 @@ def _sharing(podman: Podman, inspect: Json, volumes: list[Json]) -> list[Target]
     return [own, *sorted(others.values(), key=lambda user: user.id)]
 
 
-def _networks(podman: Podman, inspect: Json) -> tuple[Json, ...]:
+def networks_of(podman: Podman, inspect: Json) -> tuple[Json, ...]:
+    """Return the requests that make the networks of a container; without that which every host has. Raises PodmanError."""
     bodies = []
     for name in (inspect.get("NetworkSettings") or {}).get("Networks") or {}:
         if name == DEFAULT_NETWORK:

@@ -14,18 +14,23 @@ from lab_backup.sources.podman.connection import Podman, name_in_path
 from lab_backup.sources.podman.errors import PodmanNotFoundError
 from lab_backup.sources.podman.saved import SavedContainer, SavedVolume
 from lab_backup.sources.podman.spec import Json
+from lab_backup.sources.podman.volume import lies_elsewhere
 
 _ASIDE = "-before-restore"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to restore. `trusted` grants what the spec wants of the host, which a forged backup would ask for as well."""
+    """How to restore. `trusted` grants what the spec wants of the host, which a forged backup would ask for as well.
+
+    `pod` is the pod that is restored together with the container, by its name from now on.
+    """
 
     name: str | None = None
     overwrite: bool = False
     volume_suffix: str = ""
     trusted: bool = False
+    pod: str | None = None
 
 
 @dataclass(slots=True)
@@ -72,7 +77,9 @@ def plan(podman: Podman, saved: SavedContainer, options: Options) -> RestorePlan
     lost: list[str] = []
     if options.name is not None and options.name != saved.name:
         spec, lost = renamed(spec, options.name)
-    spec, taken = without_addresses(spec, _addresses_in_use(podman, but=saved.name))
+    if options.pod is not None:
+        spec["pod"] = options.pod
+    spec, taken = without_addresses(spec, addresses_in_use(podman, but=saved.name))
     lost += taken
     volumes = [(volume, volume.name + options.volume_suffix) for volume in saved.volumes]
     spec = with_volumes(spec, {volume.name: name for volume, name in volumes})
@@ -87,7 +94,7 @@ def plan(podman: Podman, saved: SavedContainer, options: Options) -> RestorePlan
         networks=[body for body in saved.networks if not podman.exists(f"networks/{name_in_path(str(body['name']))}")],
         load_image=load,
         image_names=names if load else [],
-        powers=[] if options.trusted else powers(spec),
+        powers=[] if options.trusted else [*powers(spec), *_places(podman, volumes)],
         lost=lost,
     )
     found = _in_the_way(podman, result)
@@ -95,11 +102,20 @@ def plan(podman: Podman, saved: SavedContainer, options: Options) -> RestorePlan
         result.replaces = found
     else:
         result.conflicts = found
-    result.conflicts += _impossible(podman, result)
+    result.conflicts += _impossible(podman, result, made_pod=options.pod is not None)
     return result
 
 
-def _addresses_in_use(podman: Podman, *, but: str) -> set[str]:
+def _places(podman: Podman, volumes: list[tuple[SavedVolume, str]]) -> list[str]:
+    """Return, in words, the places outside Podman's own folders that volumes to be made would open to the container."""
+    return [
+        f"volume {name} elsewhere (driver {volume.driver}, {volume.options.get('device') or volume.options.get('type') or 'its own place'})"
+        for volume, name in volumes
+        if lies_elsewhere(volume) and not podman.exists(f"volumes/{name_in_path(name)}")
+    ]
+
+
+def addresses_in_use(podman: Podman, *, but: str) -> set[str]:
     """Return the addresses of all running containers but the one called `but`."""
     found: set[str] = set()
     for entry in podman.get("containers/json") or []:
@@ -123,26 +139,31 @@ def _in_the_way(podman: Podman, plan: RestorePlan) -> list[str]:
     return found
 
 
-def _impossible(podman: Podman, plan: RestorePlan) -> list[str]:
+def _impossible(podman: Podman, plan: RestorePlan, *, made_pod: bool) -> list[str]:
     """Return what no overwriting helps against."""
     found = []
     own = (podman.get("info").get("host") or {}).get("arch")
     if plan.saved.image.architecture and own and plan.saved.image.architecture != own:
         found.append(f"the image is for {plan.saved.image.architecture}, the host is {own}")
-    wanted = {
-        (port["host_port"], port["protocol"]) for port in plan.spec.get("portmappings") or [] if port["host_port"]
-    }
+    found += ports_in_use(podman, plan.spec, but=plan.replaced_container)
+    found.extend(f"the secret {name} does not exist" for name in plan.saved.secrets if not _has_secret(podman, name))
+    pod = plan.spec.get("pod")
+    if pod and not made_pod and not podman.exists(f"pods/{name_in_path(pod)}"):
+        found.append(f"the pod {pod} does not exist")
+    return found
+
+
+def ports_in_use(podman: Podman, spec: Json, *, but: str | None) -> list[str]:
+    """Return, in words, the ports of the host that `spec` wants and running containers have, the one with the id `but` aside."""
+    wanted = {(port["host_port"], port["protocol"]) for port in spec.get("portmappings") or [] if port["host_port"]}
+    found: list[str] = []
     for other in podman.get("containers/json") or []:
-        if other["Id"] == plan.replaced_container:
+        if other["Id"] == but:
             continue
         taken = {(port.get("host_port"), port.get("protocol")) for port in other.get("Ports") or []}
         found.extend(
             f"port {number}/{kind} is in use by {other['Names'][0]}" for number, kind in sorted(wanted & taken)
         )
-    found.extend(f"the secret {name} does not exist" for name in plan.saved.secrets if not _has_secret(podman, name))
-    pod = plan.spec.get("pod")
-    if pod and not podman.exists(f"pods/{name_in_path(pod)}"):
-        found.append(f"the pod {pod} does not exist")
     return found
 
 
@@ -175,13 +196,15 @@ class Restoration:
     def make(self, archive: Iterable[bytes] | None) -> None:
         """Make image (of `archive`, where it has to be loaded), networks, volumes and container, which is not started."""
         podman, plan = self._podman, self._plan
-        if plan.load_image:
+        if plan.load_image and not podman.exists(f"images/{plan.saved.image.id}"):
             if archive is None:
                 raise RuntimeError("the image has to be loaded")
             self._undo.append(lambda: podman.delete(f"images/{plan.saved.image.id}", force="true"))
             image.load(podman, archive)
         for body in plan.networks:
             name = name_in_path(str(body["name"]))
+            if podman.exists(f"networks/{name}"):
+                continue  # another container of its pod was first
             podman.post("networks/create", f"make the network {name}", body)
             self._undo.append(lambda name=name: podman.delete(f"networks/{name}"))  # type: ignore[misc] # mypy knows no such lambda
         for volume, name in plan.volumes:

@@ -15,6 +15,7 @@ VERSION = 1
 CONTAINER = "container.json"
 IMAGE = "image.json"
 VOLUME = "volume.json"
+POD = "pod.json"
 ROOTFS = "rootfs"
 _LAYER = "layer."
 _LONGEST = 128  # characters in the name of a part of a backup
@@ -68,6 +69,23 @@ class SavedContainer(msgspec.Struct, frozen=True, kw_only=True):
     secrets: tuple[str, ...] = ()
     pod: Json | None = None
     units: dict[str, str] = {}
+
+
+class SavedPod(msgspec.Struct, frozen=True, kw_only=True):
+    """A pod: the request that makes it again, the networks it is in, and the names of its containers but the one that holds it together."""
+
+    version: int = VERSION
+    podman: str
+    name: Name
+    spec: Json
+    inspect: Json
+    members: tuple[Name, ...] = ()
+    networks: tuple[Json, ...] = ()
+
+
+def of_member(name: str, member: str | None) -> str:
+    """Return what a container's own part `name` is called in a backup: of its pod, where it is the container `member` of it."""
+    return name if member is None else _part(f"member.{member}.{name}")
 
 
 def layer_name(digest: str) -> str:
