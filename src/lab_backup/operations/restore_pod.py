@@ -128,7 +128,13 @@ def _plans(
     for name in saved.members:
         new = name if pod.name == saved.name else member_name(name, saved.name, pod.name)
         member = saved_container(reader, manifest, name)
-        plans[name] = plan_restore(podman, member, replace(options, name=new, pod=pod.name))
+        plan = plan_restore(podman, member, replace(options, name=new, pod=pod.name))
+        needed = plan.spec.get("dependencyContainers")
+        if needed:
+            # Podman 4.3 cannot prepare such a container while what it needs is prepared too, but does not run.
+            plan.spec = {key: value for key, value in plan.spec.items() if key != "dependencyContainers"}
+            pod.warnings.append(f"{new} starts without waiting for {', '.join(needed)}, which it was made to require")
+        plans[name] = plan
     replaced = {plan.replaced_container for plan in plans.values()}
     for plan in plans.values():
         for _, volume in plan.volumes if plan.replaces else ():
@@ -171,7 +177,7 @@ def _result(
     warnings: list[str] | None = None,
 ) -> PodResult:
     differing = tuple(found or ())
-    told = list(warnings or ())
+    told = [*pod.warnings, *(warnings or ())]
     if differing:
         told.append(f"not as it was in the backup: {', '.join(differing[:SHOWN])}")
     networks = [str(body["name"]) for body in pod.networks]

@@ -58,6 +58,7 @@ class PodPlan:
     conflicts: list[str] = field(default_factory=list)
     powers: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
