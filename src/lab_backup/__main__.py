@@ -1,5 +1,5 @@
 """`python -m lab_backup` is the same as `lab-backup`."""
 
-from lab_backup.cli.main import run
+from lab_backup.program import run
 
 run()

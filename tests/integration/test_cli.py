@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import typer.main
 
-from lab_backup.cli.main import app
 from lab_backup.operations.backup import run_backup
 from lab_backup.operations.repositories import open_repository
+from lab_backup.program import app
 from lab_backup.sources.image.source import open_image
 from lab_backup.units import KiB, MiB
 from support.program import PROGRAM, SECONDS, Ended, Program
@@ -456,7 +456,7 @@ def test_help_loads_nothing_heavy() -> None:
     heavy = ("libvirt", "cryptography", "rich", "zstandard", "lmdb", "blake3", "msgspec", "pydantic")
     code = (
         "import sys\nsys.argv[1:] = ['--help']\n"
-        "from lab_backup.cli.main import run\n"
+        "from lab_backup.program import run\n"
         "try: run()\nexcept SystemExit: pass\n"
         f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
     )

@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from lab_backup.cli.main import app
 from lab_backup.cli.opening import limit_rate
 from lab_backup.errors import AmbiguousError, BusyError, TargetExistsError, UsageError
 from lab_backup.operations.catalogue import BackupSummary, Listing
@@ -22,6 +21,7 @@ from lab_backup.operations.export import ExportResult
 from lab_backup.operations.repositories import KeyInfo, RepositoryInfo, default_cache_directory
 from lab_backup.operations.restore import RestoredDisk, RestoreResult
 from lab_backup.operations.verify import VerifyResult
+from lab_backup.program import app
 from lab_backup.repository.check import Damage
 from lab_backup.repository.errors import BackupNotFoundError, ChunkCorruptError, WrongKeyError
 from lab_backup.repository.manifest import DiskEntry

@@ -1,0 +1,93 @@
+"""The application, put together."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from limits.aio.strategies import MovingWindowRateLimiter
+from limits.storage import storage_from_string
+from redis.asyncio import Redis
+
+from lab_backup import __version__
+from lab_backup.api import problems
+from lab_backup.api.context import Context
+from lab_backup.api.routers import auth, backups, hosts, jobs, live, overview, people, schedules, storage
+from lab_backup.catalog.base import connect_async
+from lab_backup.security.sealed import read_or_make_key
+from lab_backup.settings import Settings, read_settings
+
+PREFIX = "/api/v1"
+MOST_BYTES = 1024 * 1024  # of a request's body
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Cache-Control": "no-store",
+}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application for these settings."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine, sessions = connect_async(settings.database_url)
+        redis = Redis.from_url(settings.redis_url)
+        secrets = settings.secrets_directory
+        app.state.context = Context(
+            sessions=sessions,
+            redis=redis,
+            limiter=MovingWindowRateLimiter(
+                storage_from_string(f"async+{_limits_url(settings.redis_url)}", implementation="redispy")
+            ),
+            token_key=read_or_make_key(secrets / "tokens.key"),
+            audit_key=read_or_make_key(secrets / "audit.key"),
+            master_key=read_or_make_key(secrets / "master.key"),
+            cache_directory=settings.cache_directory,
+        )
+        try:
+            yield
+        finally:
+            await redis.aclose()
+            await engine.dispose()
+
+    app = FastAPI(
+        title="Lab Backup",
+        version=__version__,
+        description="Backups of KVM virtual machines and Podman containers.",
+        license_info={"name": "AGPL-3.0-or-later", "identifier": "AGPL-3.0-or-later"},
+        openapi_url=f"{PREFIX}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses=problems.PROBLEMS,
+    )
+    for module in (auth, people, hosts, storage, schedules, backups, jobs, overview, live):
+        app.include_router(module.router, prefix=PREFIX)
+    problems.install(app)
+    app.middleware("http")(_guard)
+    return app
+
+
+def _limits_url(redis_url: str) -> str:
+    return "redis+" + redis_url if redis_url.startswith("unix://") else redis_url
+
+
+async def _guard(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Refuse bodies beyond all reason, and send the headers that keep a browser from being used against its owner."""
+    length = request.headers.get("content-length", "0")
+    chunked = "chunked" in request.headers.get("transfer-encoding", "")
+    if chunked or not length.isascii() or not length.isdigit() or int(length) > MOST_BYTES:
+        response: Response = problems.answer(413, "the request is too large, or does not say how large it is")
+    else:
+        response = await call(request)
+    response.headers.update(HEADERS)
+    return response
+
+
+def from_environment() -> FastAPI:
+    """Return the application for the settings of this process' environment, for a server that is started by hand."""
+    return create_app(read_settings())

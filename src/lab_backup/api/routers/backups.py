@@ -1,0 +1,138 @@
+"""Backups: making, listing, deleting, verifying and restoring them."""
+
+from uuid import UUID
+
+from fastapi import APIRouter, status
+
+from lab_backup.api.access import Audited, CanOperate, CanRead
+from lab_backup.api.context import Db
+from lab_backup.api.problems import ForbiddenError
+from lab_backup.api.routers.schedules import backup_job, source_row
+from lab_backup.api.schemas.base import InPages, Listed
+from lab_backup.api.schemas.work import BackupCreate, BackupShown, JobShown, RestoreCreate, SourceType
+from lab_backup.catalog.base import AsyncSession
+from lab_backup.catalog.paging import page
+from lab_backup.catalog.places import KvmHost, PodmanHost, Storage
+from lab_backup.catalog.queries import backups, get, only_host
+from lab_backup.catalog.queue import new_job
+from lab_backup.catalog.work import BackupRow, Job
+from lab_backup.errors import BusyError, UsageError
+from lab_backup.security.roles import Role
+
+router = APIRouter(tags=["backups"])
+
+
+async def _queued(db: AsyncSession, job: Job) -> JobShown:
+    db.add(job)
+    await db.flush()
+    await db.refresh(job)
+    return JobShown.model_validate(job)
+
+
+@router.get("/backups")
+async def list_backups(
+    _: CanRead,
+    db: Db,
+    paging: InPages,
+    source: str | None = None,
+    source_type: str | None = None,
+    storage: UUID | None = None,
+    status: str | None = None,
+) -> Listed[BackupShown]:
+    """List backups."""
+    statement = backups(source=source, source_type=source_type, storage=storage, status=status)
+    found = await page(
+        db,
+        statement,
+        BackupRow.completed_at,
+        BackupRow.id,
+        cursor=paging.cursor,
+        limit=paging.limit,
+        order=paging.order,
+    )
+    return Listed(items=[BackupShown.model_validate(row) for row in found.items], next=found.next)
+
+
+@router.post("/backups", status_code=status.HTTP_202_ACCEPTED)
+async def create_backup(body: BackupCreate, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
+    """Back up a source now."""
+    source = await source_row(db, body.source_type, body.source_id)
+    await get(db, Storage, body.storage_backend_id, "storage")
+    await audit(actor, "back up", body.source_type, body.source_id, storage=body.storage_backend_id)
+    return await _queued(
+        db, backup_job(source, body.source_type, body.storage_backend_id, by=actor.user, full=body.full)
+    )
+
+
+@router.get("/backups/{backup_id}")
+async def show_backup(backup_id: UUID, _: CanRead, db: Db) -> BackupShown:
+    """Show a backup."""
+    return BackupShown.model_validate(await get(db, BackupRow, backup_id, "backup"))
+
+
+@router.delete("/backups/{backup_id}", status_code=status.HTTP_202_ACCEPTED)
+async def delete_backup(backup_id: UUID, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
+    """Mark a backup as deleted. Until the grace period ends that can be undone; then a collection frees its space."""
+    row: BackupRow = await get(db, BackupRow, backup_id, "backup")
+    if row.protected:
+        raise BusyError("the backup is protected", hint="take its protection away first")
+    await audit(actor, "delete", "backup", backup_id, source=row.source_name)
+    job = new_job(
+        "delete",
+        {"backup": str(row.id)},
+        title=f"delete a backup of {row.source_name}",
+        lock_key=f"backup/{row.id}",
+        storage=row.storage_backend_id,
+        requested_by=actor.user,
+    )
+    return await _queued(db, job)
+
+
+@router.post("/backups/{backup_id}/verify", status_code=status.HTTP_202_ACCEPTED)
+async def verify_backup(backup_id: UUID, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
+    """Read every byte of a backup back and check it."""
+    row: BackupRow = await get(db, BackupRow, backup_id, "backup")
+    await audit(actor, "verify", "backup", backup_id)
+    job = new_job(
+        "verify",
+        {"backups": [row.backup_id]},
+        title=f"verify {row.source_name}",
+        lock_key=f"backup/{row.id}",
+        storage=row.storage_backend_id,
+        requested_by=actor.user,
+    )
+    return await _queued(db, job)
+
+
+@router.post("/backups/{backup_id}/restore", status_code=status.HTTP_202_ACCEPTED)
+async def restore_backup(backup_id: UUID, body: RestoreCreate, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
+    """Restore a backup, after a check that all of it is there."""
+    row: BackupRow = await get(db, BackupRow, backup_id, "backup")
+    source_type: SourceType = "vm" if row.source_type == "vm" else "container"
+    if row.source_type not in {"vm", "container"}:
+        raise UsageError(
+            f"backups of a {row.source_type} are restored by the command line", hint="see: lab-backup restore --help"
+        )
+    if row.deleted_at is not None:
+        raise BusyError("the backup is marked as deleted", hint="take the deletion back first: lab-backup undelete")
+    if body.dry_run and source_type == "vm":
+        raise UsageError("a dry run of a restore is there for containers only")
+    target = body.name or row.source_name
+    if body.overwrite and body.confirm != target:
+        raise UsageError(
+            f"overwriting must be confirmed by the name of what is replaced: {target!r}", hint="send it as `confirm`"
+        )
+    if body.trusted and not actor.role.includes(Role.ADMIN):
+        raise ForbiddenError(
+            "`trusted` gives a restored guest what it wants of its host: only administrators may say so",
+            hint="leave it out, or ask one",
+        )
+    table = KvmHost if source_type == "vm" else PodmanHost
+    host = await get(db, table, body.host, "host") if body.host else await only_host(db, table)
+    details = {**body.model_dump(mode="json", exclude={"confirm"}), "backup": str(row.id), "host": str(host.id)}
+    await audit(actor, "restore", "backup", backup_id, host=host.name, target=target, overwrite=body.overwrite)
+    job = new_job(
+        "restore", details, title=f"restore {row.source_name} as {target}" if target != row.source_name else f"restore {target}",
+        lock_key=f"restore/{host.id}/{target}", storage=row.storage_backend_id, requested_by=actor.user, priority=10,
+    )  # fmt: skip
+    return await _queued(db, job)

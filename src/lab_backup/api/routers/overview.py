@@ -1,0 +1,106 @@
+"""Health, metrics and reports."""
+
+import csv
+import io
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Response, status
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+
+from lab_backup import __version__
+from lab_backup.api.access import CanRead
+from lab_backup.api.context import Db, InContext
+from lab_backup.api.schemas.places import StorageShown
+from lab_backup.api.schemas.work import HistoryShown, ProtectionShown
+from lab_backup.catalog.base import DatabaseError
+from lab_backup.catalog.places import Storage
+from lab_backup.catalog.queries import count_users, everything, figures, job_history, protection
+
+router = APIRouter(tags=["overview"])
+
+Format = Literal["json", "csv"]
+
+
+class Health(BaseModel):
+    """Whether the service works."""
+
+    status: Literal["ok", "degraded"]
+    version: str
+    database: bool = True
+    redis: bool = True
+
+
+@router.get("/health/live")
+async def live() -> Health:
+    """Tell that the process answers."""
+    return Health(status="ok", version=__version__)
+
+
+@router.get("/health/ready", responses={503: {"model": Health}})
+async def ready(context: InContext, response: Response) -> Health:
+    """Tell whether database and Redis answer."""
+    database = redis = True
+    try:
+        async with context.sessions() as session:
+            await count_users(session)
+    except DatabaseError:
+        database = False
+    try:
+        await context.redis.ping()
+    except (RedisError, OSError):
+        redis = False
+    if not (database and redis):
+        response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    return Health(
+        status="ok" if database and redis else "degraded", version=__version__, database=database, redis=redis
+    )
+
+
+@router.get("/metrics")
+async def metrics(_: CanRead, db: Db) -> dict[str, Any]:
+    """Return counts of jobs, the queue's depth, the newest backup of each source, storages and sizes."""
+    return await figures(db)
+
+
+def _as_csv(rows: list[Any]) -> Response:
+    text = io.StringIO()
+    plain = [row.model_dump(mode="json") for row in rows]
+    writer = csv.DictWriter(text, fieldnames=list(type(rows[0]).model_fields) if rows else ["empty"])
+    writer.writeheader()
+    writer.writerows([{key: _harmless(value) for key, value in row.items()} for row in plain])
+    return Response(text.getvalue(), media_type="text/csv; charset=utf-8")
+
+
+def _harmless(value: Any) -> Any:
+    """Keep a name from being read as a formula by a spreadsheet."""
+    return "'" + value if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
+
+
+@router.get("/reports/backup-status", response_model=list[ProtectionShown])
+async def backup_status(_: CanRead, db: Db, format: Format = "json") -> Any:  # noqa: A002  the word of the API
+    """List every source that is known, with its newest good backup and whether a schedule serves it."""
+    rows = [ProtectionShown(**row) for row in await protection(db)]
+    return _as_csv(rows) if format == "csv" else rows
+
+
+@router.get("/reports/storage-usage", response_model=list[StorageShown])
+async def storage_usage(_: CanRead, db: Db, format: Format = "json") -> Any:  # noqa: A002
+    """List how full the storages are."""
+    found = (await db.scalars(everything(Storage))).all()
+    rows = [
+        StorageShown(
+            **{name: getattr(row, name) for name in StorageShown.model_fields if name != "encrypted"},
+            encrypted=row.passphrase is not None,
+        )
+        for row in found
+    ]
+    return _as_csv(rows) if format == "csv" else rows
+
+
+@router.get("/reports/job-history", response_model=list[HistoryShown])
+async def history(_: CanRead, db: Db, days: Annotated[int, Query(ge=1, le=3660)] = 30, format: Format = "json") -> Any:  # noqa: A002
+    """Count jobs by day, type and how they ended."""
+    rows = [HistoryShown(**row) for row in await job_history(db, datetime.now(UTC) - timedelta(days=days))]
+    return _as_csv(rows) if format == "csv" else rows

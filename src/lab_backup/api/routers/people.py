@@ -1,0 +1,213 @@
+"""The signed-in person, users, API tokens, and the audit log."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from fastapi import APIRouter, status
+
+from lab_backup.api.access import Audited, CanAdminister, CanRead
+from lab_backup.api.context import Db
+from lab_backup.api.problems import ForbiddenError
+from lab_backup.api.schemas.base import InPages, Listed
+from lab_backup.api.schemas.people import (
+    AuditShown,
+    PasswordChange,
+    SessionShown,
+    TokenCreate,
+    TokenMade,
+    TokenShown,
+    UserCreate,
+    UserShown,
+    UserUpdate,
+)  # fmt: skip
+from lab_backup.api.threads import in_thread
+from lab_backup.catalog.base import AsyncSession
+from lab_backup.catalog.paging import page
+from lab_backup.catalog.people import ApiToken, AuditEntry, LoginSession, User
+from lab_backup.catalog.queries import (
+    everything,
+    get,
+    other_admins,
+    refuse_taken,
+    revoke_sessions,
+    sessions_of,
+    tokens_of,
+)
+from lab_backup.errors import NotFoundError, UsageError
+from lab_backup.security.passwords import check_password, hash_password, password_fits
+from lab_backup.security.roles import Role
+from lab_backup.security.tokens import API_PREFIX, digest, new_secret
+
+router = APIRouter(tags=["people"])
+
+
+@router.get("/me")
+async def me(actor: CanRead, db: Db) -> UserShown:
+    """Tell who asks."""
+    return UserShown.model_validate(await get(db, User, actor.user, "user"))
+
+
+@router.post("/me/password", status_code=status.HTTP_204_NO_CONTENT)
+async def change_password(body: PasswordChange, actor: CanRead, db: Db, audit: Audited) -> None:
+    """Change the own password; all sessions end."""
+    if actor.session is None:
+        raise ForbiddenError("an API token cannot change a password", hint="sign in")
+    user = await get(db, User, actor.user, "user")
+    if not await in_thread(password_fits, body.current.get_secret_value(), user.password_hash):
+        raise UsageError("the current password is wrong")
+    await _set_password(db, user, body.new.get_secret_value())
+    await audit(actor, "password changed", "user", user.id)
+
+
+@router.get("/me/sessions")
+async def my_sessions(actor: CanRead, db: Db, paging: InPages) -> Listed[SessionShown]:
+    """List the own sign-ins that have not ended."""
+    found = await page(
+        db,
+        sessions_of(actor.user, datetime.now(UTC)),
+        LoginSession.created_at,
+        LoginSession.id,
+        cursor=paging.cursor,
+        limit=paging.limit,
+        order=paging.order,
+    )
+    return Listed(items=[SessionShown.model_validate(row) for row in found.items], next=found.next)
+
+
+@router.delete("/me/sessions/{session_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def end_session(session_id: UUID, actor: CanRead, db: Db, audit: Audited) -> None:
+    """End one of the own sign-ins."""
+    kept = await db.get(LoginSession, session_id)
+    if kept is None or kept.user_id != actor.user:
+        raise NotFoundError(f"there is no session {session_id}")
+    kept.revoked_at = datetime.now(UTC)
+    await audit(actor, "session ended", "session", session_id)
+
+
+@router.get("/users")
+async def list_users(_: CanAdminister, db: Db, paging: InPages) -> Listed[UserShown]:
+    """List users."""
+    found = await page(
+        db, everything(User), User.created_at, User.id, cursor=paging.cursor, limit=paging.limit, order=paging.order
+    )
+    return Listed(items=[UserShown.model_validate(row) for row in found.items], next=found.next)
+
+
+@router.post("/users", status_code=status.HTTP_201_CREATED)
+async def create_user(body: UserCreate, actor: CanAdminister, db: Db, audit: Audited) -> UserShown:
+    """Make a user."""
+    await refuse_taken(db, User.username, body.username, "the user")
+    password = body.password.get_secret_value()
+    await in_thread(lambda: check_password(password, known=(body.username, body.email)))
+    user = User(
+        username=body.username, email=body.email, role=body.role, password_hash=await in_thread(hash_password, password)
+    )
+    db.add(user)
+    await db.flush()
+    await db.refresh(user)
+    await audit(actor, "created", "user", user.id, username=user.username, role=user.role)
+    return UserShown.model_validate(user)
+
+
+@router.get("/users/{user_id}")
+async def show_user(user_id: UUID, _: CanAdminister, db: Db) -> UserShown:
+    """Show a user."""
+    return UserShown.model_validate(await get(db, User, user_id, "user"))
+
+
+@router.put("/users/{user_id}")
+async def update_user(user_id: UUID, body: UserUpdate, actor: CanAdminister, db: Db, audit: Audited) -> UserShown:
+    """Change a user. The last administrator stays one."""
+    user = await get(db, User, user_id, "user")
+    weaker = (body.role is not None and body.role is not Role.ADMIN) or body.enabled is False
+    if user.role == Role.ADMIN and weaker and await other_admins(db, user_id) == 0:
+        raise UsageError("this is the last administrator", hint="make another one first")
+    if body.password is not None:
+        await _set_password(db, user, body.password.get_secret_value())
+    for name in ("email", "role", "enabled"):
+        value = getattr(body, name)
+        if value is not None:
+            setattr(user, name, value)
+    if body.enabled is False:
+        await revoke_sessions(db, user_id, datetime.now(UTC))
+    changed = sorted(body.model_fields_set)
+    await audit(actor, "changed", "user", user_id, fields=", ".join(changed))
+    return UserShown.model_validate(user)
+
+
+@router.delete("/users/{user_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_user(user_id: UUID, actor: CanAdminister, db: Db, audit: Audited) -> None:
+    """Remove a user, sessions and tokens with it. What the audit log says of them stays."""
+    user = await get(db, User, user_id, "user")
+    if user.role == Role.ADMIN and await other_admins(db, user_id) == 0:
+        raise UsageError("this is the last administrator", hint="make another one first")
+    await db.delete(user)
+    await audit(actor, "deleted", "user", user_id, username=user.username)
+
+
+@router.get("/tokens")
+async def list_tokens(actor: CanRead, db: Db, paging: InPages) -> Listed[TokenShown]:
+    """List the own API tokens."""
+    found = await page(
+        db,
+        tokens_of(actor.user),
+        ApiToken.created_at,
+        ApiToken.id,
+        cursor=paging.cursor,
+        limit=paging.limit,
+        order=paging.order,
+    )
+    return Listed(items=[TokenShown.model_validate(row) for row in found.items], next=found.next)
+
+
+@router.post("/tokens", status_code=status.HTTP_201_CREATED)
+async def create_token(body: TokenCreate, actor: CanRead, db: Db, audit: Audited) -> TokenMade:
+    """Make an API token. It is shown this once."""
+    if not actor.role.includes(body.role):
+        raise ForbiddenError(
+            f"a token cannot be {body.role} where its user is {actor.role}",
+            hint="choose a role that is not above your own",
+        )
+    if body.expires_at is not None and (body.expires_at.tzinfo is None or body.expires_at <= datetime.now(UTC)):
+        raise UsageError("expires_at is no moment to come with a time zone", hint="such as 2030-01-31T00:00:00Z")
+    secret = new_secret(API_PREFIX)
+    row = ApiToken(
+        user_id=actor.user, token_hash=digest(secret), name=body.name, role=body.role, expires_at=body.expires_at
+    )
+    db.add(row)
+    await db.flush()
+    await db.refresh(row)
+    await audit(actor, "created", "token", row.id, name=row.name, role=row.role)
+    return TokenMade(**TokenShown.model_validate(row).model_dump(), token=secret)
+
+
+@router.delete("/tokens/{token_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_token(token_id: UUID, actor: CanRead, db: Db, audit: Audited) -> None:
+    """Take an own API token back; it is refused from now on."""
+    row = await db.get(ApiToken, token_id)
+    if row is None or row.user_id != actor.user:
+        raise NotFoundError(f"there is no token {token_id}")
+    await db.delete(row)
+    await audit(actor, "deleted", "token", token_id, name=row.name)
+
+
+@router.get("/audit")
+async def list_audit(_: CanAdminister, db: Db, paging: InPages) -> Listed[AuditShown]:
+    """List what was done."""
+    found = await page(
+        db,
+        everything(AuditEntry),
+        AuditEntry.timestamp,
+        AuditEntry.id,
+        cursor=paging.cursor,
+        limit=paging.limit,
+        order=paging.order,
+    )
+    return Listed(items=[AuditShown.model_validate(row) for row in found.items], next=found.next)
+
+
+async def _set_password(db: AsyncSession, user: User, password: str) -> None:
+    known = (user.username, user.email)
+    await in_thread(lambda: check_password(password, known=known))
+    user.password_hash = await in_thread(hash_password, password)
+    await revoke_sessions(db, user.id, datetime.now(UTC))

@@ -1,0 +1,121 @@
+"""Who runs a job: a lease that is renewed, with an epoch so that one who lost it cannot write any more."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from lab_backup.catalog.base import Json
+from lab_backup.catalog.work import QUEUED, RUNNING, Job, JobLog
+
+LEASE = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run a job until it is lost."""
+
+    job: UUID
+    epoch: int
+    owner: str
+
+
+def claim(session: Session, job_id: UUID, owner: str) -> Lease | None:
+    """Take a queued job; None where somebody else has it, or works on the same thing. Commits."""
+    taking = (
+        update(Job)
+        .where(Job.id == job_id, Job.status == QUEUED)
+        .values(
+            status=RUNNING,
+            lease_owner=owner,
+            lease_epoch=Job.lease_epoch + 1,
+            lease_until=func.now() + LEASE,
+            started_at=func.now(),
+        )
+        .returning(Job.lease_epoch)
+    )
+    try:
+        epoch = session.scalar(taking)
+        session.commit()
+    except IntegrityError:  # another job of the same lock_key runs
+        session.rollback()
+        session.execute(update(Job).where(Job.id == job_id).values(dispatched_at=None))
+        session.commit()
+        return None
+    return None if epoch is None else Lease(job_id, epoch, owner)
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """A lease that was renewed, and whether the job was asked to stop (`cancel`, `interrupt`)."""
+
+    stop: str | None
+
+
+def renew(session: Session, lease: Lease, progress: Json) -> Renewal | None:
+    """Hold on to the lease and store how far the job is; None where it is lost. Commits."""
+    row = session.execute(
+        update(Job)
+        .where(Job.id == lease.job, Job.status == RUNNING, Job.lease_epoch == lease.epoch)
+        .values(lease_until=func.now() + LEASE, progress=progress)
+        .returning(Job.stop_requested)
+    ).one_or_none()
+    session.commit()
+    return None if row is None else Renewal(row[0])
+
+
+def finish(
+    session: Session,
+    lease: Lease,
+    *,
+    status: str,
+    result: Json,
+    progress: Json,
+    error: str | None = None,
+    hint: str | None = None,
+) -> bool:
+    """End the job; False where the lease was lost, and nothing written. The caller commits."""
+    row = session.execute(
+        update(Job)
+        .where(Job.id == lease.job, Job.status == RUNNING, Job.lease_epoch == lease.epoch)
+        .values(
+            status=status,
+            result=result,
+            progress=progress,
+            error=error,
+            hint=hint,
+            completed_at=func.now(),
+            lease_until=None,
+        )
+        .returning(Job.id)
+    ).one_or_none()
+    return row is not None
+
+
+def write_line(session: Session, job_id: UUID, level: str, message: str) -> None:
+    """Add a line to the job's log. The caller commits."""
+    session.add(JobLog(job_id=job_id, level=level, message=message))
+
+
+def stop_all_of(session: Session, owner: str) -> int:
+    """Ask every job that `owner` runs to let itself be interrupted; return how many. Commits."""
+    asked = session.execute(
+        update(Job)
+        .where(Job.status == RUNNING, Job.lease_owner == owner)
+        .values(stop_requested="interrupt")
+        .returning(Job.id)
+    ).all()
+    session.commit()
+    return len(asked)
+
+
+def expired(session: Session, now: datetime) -> list[Job]:
+    """Return the running jobs whose worker is gone, locked."""
+    return list(
+        session.scalars(
+            select(Job).where(Job.status == RUNNING, Job.lease_until < now).with_for_update(skip_locked=True)
+        )
+    )

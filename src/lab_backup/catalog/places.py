@@ -1,0 +1,86 @@
+"""Hosts with what runs on them, and storages."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ForeignKey, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from lab_backup.catalog.base import Json, Row
+
+
+class KvmHost(Row):
+    """A libvirt host, reached at `uri`. `problem` says why it could not be asked the last time."""
+
+    __tablename__ = "kvm_hosts"
+
+    name: Mapped[str] = mapped_column(unique=True)
+    uri: Mapped[str]
+    username: Mapped[str] = mapped_column(default="")
+    auth_type: Mapped[str] = mapped_column(default="none")
+    config: Mapped[Json] = mapped_column(default=dict)
+    enabled: Mapped[bool] = mapped_column(default=True)
+    seen_at: Mapped[datetime | None]
+    problem: Mapped[str | None]
+
+
+class Vm(Row):
+    """A VM as its host was last seen. `memory` and `disk_size` in bytes."""
+
+    __tablename__ = "vms"
+    __table_args__ = (UniqueConstraint("kvm_host_id", "uuid"),)
+
+    kvm_host_id: Mapped[UUID] = mapped_column(ForeignKey("kvm_hosts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    uuid: Mapped[str]
+    vcpus: Mapped[int]
+    memory: Mapped[int] = mapped_column(BigInteger)
+    disk_size: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str]
+    seen_at: Mapped[datetime]
+
+
+class PodmanHost(Row):
+    """A Podman service, reached at `uri`."""
+
+    __tablename__ = "podman_hosts"
+
+    name: Mapped[str] = mapped_column(unique=True)
+    uri: Mapped[str]
+    config: Mapped[Json] = mapped_column(default=dict)
+    enabled: Mapped[bool] = mapped_column(default=True)
+    seen_at: Mapped[datetime | None]
+    problem: Mapped[str | None]
+
+
+class Container(Row):
+    """A container as its host was last seen."""
+
+    __tablename__ = "containers"
+    __table_args__ = (UniqueConstraint("podman_host_id", "name"),)
+
+    podman_host_id: Mapped[UUID] = mapped_column(ForeignKey("podman_hosts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    container_id: Mapped[str]
+    image: Mapped[str]
+    state: Mapped[str]
+    seen_at: Mapped[datetime]
+
+
+class Storage(Row):
+    """A repository and where it is. `passphrase` is sealed (security.sealed), None without encryption; sizes in bytes, `threshold` in percent."""
+
+    __tablename__ = "storage_backends"
+
+    name: Mapped[str] = mapped_column(unique=True)
+    type: Mapped[str]
+    url: Mapped[str] = mapped_column(unique=True)
+    repository_id: Mapped[str] = mapped_column(unique=True)
+    config: Mapped[Json] = mapped_column(default=dict)
+    passphrase: Mapped[str | None]
+    enabled: Mapped[bool] = mapped_column(default=True)
+    capacity: Mapped[int | None] = mapped_column(BigInteger)
+    used: Mapped[int | None] = mapped_column(BigInteger)
+    threshold: Mapped[int] = mapped_column(default=80)
+    seen_at: Mapped[datetime | None]
+    problem: Mapped[str | None]

@@ -1,0 +1,263 @@
+"""What the API asks the catalog."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from lab_backup.catalog.people import ApiToken, LoginSession, User
+from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
+from lab_backup.catalog.work import QUEUED, RUNNING, BackupRow, Job, JobLog, Schedule
+from lab_backup.errors import NotFoundError, TargetExistsError, UsageError
+
+
+async def get(session: AsyncSession, table: type[Any], identity: UUID, what: str) -> Any:
+    """Return a row. Raises NotFoundError."""
+    row = await session.get(table, identity)
+    if row is None:
+        raise NotFoundError(f"there is no {what} {identity}")
+    return row
+
+
+async def only_host(session: AsyncSession, table: type[Any]) -> Any:
+    """Return the one host of a kind. Raises UsageError where there are several or none."""
+    rows = (await session.scalars(select(table).where(table.enabled).limit(2))).all()
+    if len(rows) != 1:
+        raise UsageError("there are several hosts, or none", hint="say which one as `host`")
+    return rows[0]
+
+
+async def refuse_taken(session: AsyncSession, column: Any, value: str, what: str, *, but: UUID | None = None) -> None:
+    """Raise TargetExistsError where another row has this value already."""
+    found = await session.scalar(select(column.class_.id).where(column == value))
+    if found is not None and found != but:
+        raise TargetExistsError(f"{what} {value!r} exists already", hint="choose another one, or change that one")
+
+
+async def user_named(session: AsyncSession, name: str, *, lock: bool = False) -> User | None:
+    """Return the user of this name."""
+    statement = select(User).where(User.username == name)
+    return (await session.scalars(statement.with_for_update() if lock else statement)).one_or_none()
+
+
+async def count_users(session: AsyncSession) -> int:
+    """Return how many users there are."""
+    return await session.scalar(select(func.count()).select_from(User)) or 0
+
+
+async def other_admins(session: AsyncSession, but: UUID) -> int:
+    """Return how many administrators would be left without `but`."""
+    return (
+        await session.scalar(
+            select(func.count()).select_from(User).where(User.role == "admin", User.enabled, User.id != but)
+        )
+        or 0
+    )
+
+
+async def session_with(session: AsyncSession, refresh_hash: str) -> LoginSession | None:
+    """Return the session that this refresh token belongs to, be it the newest one or the one before; locked."""
+    statement = select(LoginSession).where(
+        or_(LoginSession.refresh_hash == refresh_hash, LoginSession.previous_hash == refresh_hash)
+    )
+    return (await session.scalars(statement.with_for_update())).one_or_none()
+
+
+async def token_with(session: AsyncSession, token_hash: str) -> ApiToken | None:
+    """Return the API token with this hash."""
+    return (await session.scalars(select(ApiToken).where(ApiToken.token_hash == token_hash))).one_or_none()
+
+
+async def revoke_sessions(session: AsyncSession, user: UUID, now: datetime) -> None:
+    """End all sessions of a user."""
+    await session.execute(
+        update(LoginSession)
+        .where(LoginSession.user_id == user, LoginSession.revoked_at.is_(None))
+        .values(revoked_at=now)
+    )
+
+
+def sessions_of(user: UUID, now: datetime) -> Select[Any]:
+    """Return the living sessions of a user."""
+    return select(LoginSession).where(
+        LoginSession.user_id == user, LoginSession.revoked_at.is_(None), LoginSession.expires_at > now
+    )
+
+
+def tokens_of(user: UUID) -> Select[Any]:
+    """Return the API tokens of a user."""
+    return select(ApiToken).where(ApiToken.user_id == user)
+
+
+def jobs(*, status: str | None, kind: str | None, schedule: UUID | None) -> Select[Any]:
+    """Return jobs; those that only look at hosts and storages are left out unless asked for."""
+    statement = select(Job)
+    if status is not None:
+        statement = statement.where(Job.status == status)
+    if schedule is not None:
+        statement = statement.where(Job.schedule_id == schedule)
+    return (
+        statement.where(Job.type == kind)
+        if kind is not None
+        else statement.where(Job.type.not_in(("inventory", "usage")))
+    )
+
+
+def lines_of(job: UUID) -> Select[Any]:
+    """Return the log of a job."""
+    return select(JobLog).where(JobLog.job_id == job)
+
+
+def backups(*, source: str | None, source_type: str | None, storage: UUID | None, status: str | None) -> Select[Any]:
+    """Return backups; `source` is a name or a source's identity."""
+    statement = select(BackupRow)
+    for column, value in (
+        (BackupRow.source_type, source_type),
+        (BackupRow.storage_backend_id, storage),
+        (BackupRow.status, status),
+    ):
+        if value is not None:
+            statement = statement.where(column == value)
+    return (
+        statement
+        if source is None
+        else statement.where(or_(BackupRow.source_name == source, BackupRow.source_id == source))
+    )
+
+
+def rows_of(table: type[Any], host: UUID | None = None) -> Select[Any]:
+    """Return what runs on a host, or on all; what is gone from it left out."""
+    statement = select(table).where(table.state != "gone")
+    if host is None:
+        return statement
+    return statement.where((table.kvm_host_id if table is Vm else table.podman_host_id) == host)
+
+
+def everything(table: type[Any]) -> Select[Any]:
+    """Return all rows of a table."""
+    return select(table)
+
+
+async def is_used(session: AsyncSession, storage: UUID) -> bool:
+    """Whether schedules or jobs still need a storage."""
+    schedule = await session.scalar(select(Schedule.id).where(Schedule.storage_backend_id == storage).limit(1))
+    job = await session.scalar(
+        select(Job.id).where(Job.storage_backend_id == storage, Job.status.in_((QUEUED, RUNNING))).limit(1)
+    )
+    return schedule is not None or job is not None
+
+
+async def cancel_queued(session: AsyncSession, job: UUID, now: datetime) -> bool:
+    """Cancel a job that has not begun; False where it has."""
+    done = await session.execute(
+        update(Job)
+        .where(Job.id == job, Job.status == QUEUED)
+        .values(status="cancelled", completed_at=now, error="cancelled before it began")
+        .returning(Job.id)
+    )
+    return done.one_or_none() is not None
+
+
+async def request_stop(session: AsyncSession, job: UUID) -> bool:
+    """Ask a running job to stop; False where none runs."""
+    done = await session.execute(
+        update(Job).where(Job.id == job, Job.status == RUNNING).values(stop_requested="cancel").returning(Job.id)
+    )
+    return done.one_or_none() is not None
+
+
+async def figures(session: AsyncSession) -> dict[str, Any]:
+    """Return what there is of everything, for metrics. Times as seconds since 1970, sizes in bytes."""
+    by_type = (await session.execute(select(Job.type, Job.status, func.count()).group_by(Job.type, Job.status))).all()
+    last = (
+        await session.execute(
+            select(BackupRow.source_type, BackupRow.source_name, func.max(BackupRow.completed_at)).group_by(
+                BackupRow.source_type, BackupRow.source_name
+            )
+        )
+    ).all()
+    storages = (await session.scalars(select(Storage))).all()
+    sizes = (
+        await session.execute(
+            select(func.count(), func.sum(BackupRow.size), func.sum(BackupRow.compressed_size)).select_from(BackupRow)
+        )
+    ).one()
+    return {
+        "jobs": [{"type": kind, "status": status, "count": count} for kind, status, count in by_type],
+        "queue_depth": sum(count for _, status, count in by_type if status == QUEUED),
+        "last_success": [
+            {"source_type": kind, "source": name, "time": moment.timestamp()} for kind, name, moment in last
+        ],
+        "storages": [
+            {"name": row.name, "used": row.used, "capacity": row.capacity, "reachable": row.problem is None}
+            for row in storages
+        ],
+        "backups": {"count": sizes[0], "bytes_total": int(sizes[1] or 0), "bytes_stored": int(sizes[2] or 0)},
+    }
+
+
+async def protection(session: AsyncSession) -> list[dict[str, Any]]:
+    """Return every VM and container that is known, with its newest good backup and whether a schedule serves it."""
+    found: list[dict[str, Any]] = []
+    kinds: tuple[tuple[Any, str, Any], ...] = ((Vm, "vm", KvmHost), (Container, "container", PodmanHost))
+    for table, kind, host in kinds:
+        foreign = table.kvm_host_id if table is Vm else table.podman_host_id
+        newest = (
+            select(
+                BackupRow.source_name,
+                func.max(BackupRow.completed_at).label("at"),
+                func.max(BackupRow.verified_at).label("verified"),
+            )
+            .where(BackupRow.source_type == kind, BackupRow.status == "complete")
+            .group_by(BackupRow.source_name)
+            .subquery()
+        )
+        scheduled = (
+            select(Schedule.id)
+            .where(Schedule.source_type == kind, Schedule.source_id == table.id, Schedule.enabled)
+            .exists()
+        )
+        rows = await session.execute(
+            select(table.id, table.name, host.name, newest.c.at, newest.c.verified, scheduled)
+            .join(host, host.id == foreign)
+            .outerjoin(newest, newest.c.source_name == table.name)
+            .where(table.state != "gone")
+            .order_by(table.name)
+        )
+        found += [
+            {
+                "source_type": kind,
+                "source_id": identity,
+                "name": name,
+                "host": place,
+                "last_backup": at,
+                "last_verified": verified,
+                "scheduled": has,
+            }
+            for identity, name, place, at, verified, has in rows
+        ]
+    return found
+
+
+async def job_history(session: AsyncSession, since: datetime) -> list[dict[str, Any]]:
+    """Return how many jobs of each type ended how on each day since then (UTC), with their mean duration in seconds."""
+    day = func.date_trunc("day", Job.completed_at, "UTC")
+    seconds = func.avg(func.extract("epoch", Job.completed_at - Job.started_at))
+    rows = await session.execute(
+        select(day, Job.type, Job.status, func.count(), seconds)
+        .where(Job.completed_at >= since, Job.type.not_in(("inventory", "usage")))
+        .group_by(day, Job.type, Job.status)
+        .order_by(day, Job.type, Job.status)
+    )
+    return [
+        {
+            "day": moment.date(),
+            "type": kind,
+            "status": status,
+            "count": count,
+            "mean_seconds": None if mean is None else round(float(mean), 1),
+        }
+        for moment, kind, status, count, mean in rows
+    ]

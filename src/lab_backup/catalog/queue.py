@@ -1,0 +1,116 @@
+"""The queue of jobs: what is put in, and what may be sent to a worker next."""
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from lab_backup.catalog.base import Json
+from lab_backup.catalog.leases import expired, write_line
+from lab_backup.catalog.work import INTERRUPTED, QUEUED, RUNNING, Job
+
+SEND_AGAIN = timedelta(seconds=60)
+ATTEMPTS = 2
+
+
+def new_job(
+    kind: str,
+    details: Json,
+    *,
+    title: str,
+    lock_key: str | None = None,
+    storage: UUID | None = None,
+    schedule: UUID | None = None,
+    requested_by: UUID | None = None,
+    priority: int = 0,
+) -> Job:
+    """Return a job to add to a session. Of one `lock_key` one job runs at a time; a higher priority goes first."""
+    return Job(
+        type=kind,
+        details=details,
+        title=title,
+        lock_key=lock_key,
+        storage_backend_id=storage,
+        schedule_id=schedule,
+        requested_by=requested_by,
+        priority=priority,
+    )
+
+
+def take_next(session: Session, *, now: datetime, at_once: int) -> list[Job]:
+    """Return queued jobs to send to workers, so that no more than `at_once` run, and mark them as sent. The caller commits, then sends.
+
+    One that nobody took within SEND_AGAIN is sent again: what a broker forgets is not lost.
+    """
+    stale = now - SEND_AGAIN
+    under_way = session.scalar(
+        select(func.count())
+        .select_from(Job)
+        .where(or_(Job.status == RUNNING, (Job.status == QUEUED) & (Job.dispatched_at >= stale)))
+    )
+    room = at_once - (under_way or 0)
+    if room <= 0:
+        return []
+    other = aliased(Job)
+    busy = select(other.id).where(other.status == RUNNING, other.lock_key == Job.lock_key).exists()
+    chosen = list(
+        session.scalars(
+            select(Job)
+            .where(Job.status == QUEUED, or_(Job.dispatched_at.is_(None), Job.dispatched_at < stale), ~busy)
+            .order_by(Job.priority.desc(), Job.created_at, Job.id)
+            .limit(room)
+            .with_for_update(skip_locked=True)
+        )
+    )
+    keys: set[str] = set()
+    sent = []
+    for job in chosen:
+        if job.lock_key is not None and job.lock_key in keys:
+            continue
+        keys.add(job.lock_key or "")
+        job.dispatched_at = now
+        sent.append(job)
+    return sent
+
+
+def end_abandoned(session: Session, now: datetime) -> list[Job]:
+    """Call jobs interrupted whose worker is gone, and queue them once more; return them. The caller commits."""
+    ended = expired(session, now)
+    for job in ended:
+        job.status, job.completed_at, job.lease_until = INTERRUPTED, now, None
+        job.error = "the worker that ran it is gone"
+        write_line(session, job.id, "error", job.error)
+        again = retry_of(job)
+        if again is not None:
+            session.add(again)
+    return ended
+
+
+def retry_of(job: Job, *, requested_by: UUID | None = None) -> Job | None:
+    """Return a new job that does the same; None where it was tried often enough and nobody asks for it."""
+    if requested_by is None and (job.attempt >= ATTEMPTS or job.stop_requested == "cancel"):
+        return None
+    return Job(
+        type=job.type,
+        details=job.details,
+        title=job.title,
+        lock_key=job.lock_key,
+        storage_backend_id=job.storage_backend_id,
+        schedule_id=job.schedule_id,
+        requested_by=requested_by or job.requested_by,
+        priority=job.priority,
+        retry_of=job.id,
+        attempt=job.attempt + 1,
+    )
+
+
+def waiting_or_running(session: Session, lock_key: str, kind: str) -> bool:
+    """Whether such a job is there already."""
+    found = select(Job.id).where(Job.lock_key == lock_key, Job.type == kind, Job.status.in_((QUEUED, RUNNING))).limit(1)
+    return session.scalar(found) is not None
+
+
+def ask_to_stop(job_id: UUID, how: str):  # type: ignore[no-untyped-def]  # noqa: ANN201  SQLAlchemy's own type has no name here
+    """Return the statement that asks a running job to stop."""
+    return update(Job).where(Job.id == job_id, Job.status == RUNNING).values(stop_requested=how)

@@ -1,0 +1,97 @@
+"""What workers and beat read and write besides jobs: backups, hosts with what runs on them, schedules, settings."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from lab_backup.catalog.people import Setting
+from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
+from lab_backup.catalog.work import BackupRow, Firing, Schedule
+
+
+def store_backup(session: Session, values: Mapping[str, Any]) -> None:
+    """Add or renew the row of a backup, named by its storage and backup_id. The caller commits."""
+    kept = {"storage_backend_id", "backup_id", "schedule_id"}
+    table = BackupRow.__table__
+    session.execute(
+        insert(table)  # type: ignore[arg-type]  # by the names of columns, as `metadata` is the name of something else in a class
+        .values(id=uuid4(), **values)
+        .on_conflict_do_update(
+            index_elements=["storage_backend_id", "backup_id"],
+            set_={key: value for key, value in values.items() if key not in kept},
+        )
+    )
+
+
+def forget_backups_but(session: Session, storage: UUID, known: Iterable[str]) -> int:
+    """Remove the rows of backups that the repository does not have any more; return how many. The caller commits."""
+    gone = session.scalars(
+        delete(BackupRow)
+        .where(BackupRow.storage_backend_id == storage, BackupRow.backup_id.not_in(list(known)))
+        .returning(BackupRow.id)
+    ).all()
+    return len(gone)
+
+
+def replace_vms(session: Session, host: UUID, found: Sequence[Mapping[str, Any]], now: datetime) -> None:
+    """Make the table say what is on the host. Rows keep their ids, for schedules refer to them; what is gone stays, as `gone`. The caller commits."""
+    for values in found:
+        row = {**values, "kvm_host_id": host, "seen_at": now}
+        session.execute(
+            insert(Vm).values(**row).on_conflict_do_update(index_elements=["kvm_host_id", "uuid"], set_=row)
+        )
+    session.execute(update(Vm).where(Vm.kvm_host_id == host, Vm.seen_at < now).values(state="gone"))
+    session.execute(update(KvmHost).where(KvmHost.id == host).values(seen_at=now, problem=None))
+
+
+def replace_containers(session: Session, host: UUID, found: Sequence[Mapping[str, Any]], now: datetime) -> None:
+    """Make the table say what is on the host, as `replace_vms`."""
+    for values in found:
+        row = {**values, "podman_host_id": host, "seen_at": now}
+        session.execute(
+            insert(Container).values(**row).on_conflict_do_update(index_elements=["podman_host_id", "name"], set_=row)
+        )
+    session.execute(
+        update(Container).where(Container.podman_host_id == host, Container.seen_at < now).values(state="gone")
+    )
+    session.execute(update(PodmanHost).where(PodmanHost.id == host).values(seen_at=now, problem=None))
+
+
+def set_problem(
+    session: Session, table: type[KvmHost | PodmanHost | Storage], place: UUID, problem: str | None
+) -> None:
+    """Note why a host or storage cannot be reached. The caller commits."""
+    session.execute(update(table).where(table.id == place).values(problem=problem))
+
+
+def enabled(session: Session, table: type[Any]) -> Sequence[Any]:
+    """Return the rows of hosts, storages or schedules that are switched on."""
+    return session.scalars(select(table).where(table.enabled).order_by(table.name)).all()
+
+
+def fire(session: Session, schedule: Schedule, due_at: datetime) -> bool:
+    """Note that a schedule was due then; False where somebody has noted it already. The caller commits."""
+    made = session.execute(
+        insert(Firing)
+        .values(schedule_id=schedule.id, due_at=due_at)
+        .on_conflict_do_nothing()
+        .returning(Firing.schedule_id)
+    ).one_or_none()
+    return made is not None
+
+
+def period_over(session: Session, name: str, interval: timedelta, now: datetime) -> bool:
+    """Whether `interval` has passed since this was last true of `name`; if so, it begins anew. The caller commits."""
+    row = session.get(Setting, name, with_for_update=True)
+    if row is None:
+        session.add(Setting(name=name, value={"at": now.isoformat()}))
+        return True
+    if now - datetime.fromisoformat(row.value["at"]) < interval:
+        return False
+    row.value = {"at": now.isoformat()}
+    return True

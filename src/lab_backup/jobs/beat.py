@@ -1,0 +1,167 @@
+"""The beat: of all that run, one sends queued jobs, serves schedules, ends what dead workers left, and keeps house."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from threading import Event
+from uuid import UUID
+
+from lab_backup.catalog.base import DatabaseError, Session, Sessions
+from lab_backup.catalog.leader import Leader
+from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
+from lab_backup.catalog.queue import end_abandoned, new_job, take_next, waiting_or_running
+from lab_backup.catalog.records import enabled, fire, period_over
+from lab_backup.catalog.work import Job, Schedule
+from lab_backup.errors import LabBackupError
+from lab_backup.operations.prune import parse_zone
+from lab_backup.policy.cron import due
+from lab_backup.repository.session import new_backup_id
+
+STEP_SECONDS = 0.5
+INVENTORY = timedelta(minutes=5)
+USAGE = timedelta(hours=1)
+RETENTION = timedelta(days=1)
+
+log = logging.getLogger(__name__)
+
+
+def backup_job(schedule: Schedule, *, title: str, requested_by: UUID | None = None) -> Job:
+    """Return the job of a schedule that is due. The backup's id is decided here, so that a second try can find what the first one published."""
+    return new_job(
+        "backup",
+        {
+            "source_type": schedule.source_type,
+            "source_id": str(schedule.source_id),
+            "backup_id": new_backup_id(),
+            "verify_after": schedule.verify_after,
+        },
+        title=title,
+        lock_key=f"{schedule.source_type}/{schedule.source_id}",
+        storage=schedule.storage_backend_id,
+        schedule=schedule.id,
+        requested_by=requested_by,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Works by steps; `send` gives a job's id to the workers, `clock` tells the time in UTC."""
+
+    sessions: Sessions
+    leader: Leader
+    send: Callable[[UUID, str], None]
+    clock: Callable[[], datetime]
+    at_once: int = 16
+
+    def run(self, over: Event) -> None:
+        """Work until `over`. A database or broker that is away is waited for."""
+        away = False
+        while not over.wait(STEP_SECONDS):
+            try:
+                if self.leader.leads():
+                    self.step()
+                away = False
+            except (DatabaseError, OSError) as error:
+                if not away:
+                    log.warning("waiting for the database or Redis: %s", type(error).__name__)
+                away = True
+        self.leader.resign()
+
+    def step(self) -> None:
+        """Do what is due now."""
+        now = self.clock()
+        with self.sessions() as session:
+            for job in end_abandoned(session, now):
+                log.warning("the worker of a job is gone", extra={"job": str(job.id)})
+            session.commit()
+            self._serve_schedules(session, now)
+            self._keep_house(session, now)
+            sent = take_next(session, now=now, at_once=self.at_once)
+            session.commit()
+        for job in sent:
+            self.send(job.id, job.details.get("queue") or "default")
+
+    def _serve_schedules(self, session: Session, now: datetime) -> None:
+        """Queue what is due. Of several times that passed while nothing ran only the last one is served."""
+        for schedule in enabled(session, Schedule):
+            try:
+                times = due(schedule.cron_expression, parse_zone(schedule.timezone), after=schedule.looked_at, now=now)
+            except LabBackupError as error:
+                log.warning("schedule %s: %s", schedule.name, error)
+                continue
+            if times:
+                schedule.looked_at = now
+                if fire(session, schedule, times[-1]):
+                    session.add(backup_job(schedule, title=f"back up {source_name(session, schedule)}"))
+                    if len(times) > 1:
+                        log.warning("schedule %s missed %d runs", schedule.name, len(times) - 1)
+                session.commit()
+
+    def _keep_house(self, session: Session, now: datetime) -> None:
+        if period_over(session, "period/inventory", INVENTORY, now):
+            for table, word in ((KvmHost, "kvm"), (PodmanHost, "podman")):
+                for host in enabled(session, table):
+                    self._once(
+                        session,
+                        new_job(
+                            "inventory",
+                            {"host_type": word, "host": str(host.id)},
+                            title=f"look at {host.name}",
+                            lock_key=f"host/{host.id}",
+                        ),
+                    )
+        if period_over(session, "period/usage", USAGE, now):
+            for storage in enabled(session, Storage):
+                self._once(
+                    session,
+                    new_job(
+                        "usage",
+                        {},
+                        title=f"space of {storage.name}",
+                        lock_key=f"usage/{storage.id}",
+                        storage=storage.id,
+                    ),
+                )
+        if period_over(session, "period/retention", RETENTION, now):
+            for schedule in enabled(session, Schedule):
+                if any(schedule.retention_config.values()):
+                    name = source_name(session, schedule)
+                    details = {"source": f"{schedule.source_type}/{name}"}
+                    self._once(
+                        session,
+                        new_job(
+                            "prune",
+                            details,
+                            title=f"retention of {name}",
+                            lock_key=f"prune/{schedule.id}",
+                            storage=schedule.storage_backend_id,
+                            schedule=schedule.id,
+                        ),
+                    )
+            for storage in enabled(session, Storage):
+                self._once(
+                    session,
+                    new_job(
+                        "gc",
+                        {},
+                        title=f"collect in {storage.name}",
+                        lock_key=f"gc/{storage.id}",
+                        storage=storage.id,
+                        priority=-1,
+                    ),
+                )
+
+    def _once(self, session: Session, job: Job) -> None:
+        if not waiting_or_running(session, job.lock_key or "", job.type):
+            session.add(job)
+
+
+def source_name(session: Session, schedule: Schedule) -> str:
+    """Return what people call the source of a schedule."""
+    found: Vm | Container | None
+    if schedule.source_type == "vm":
+        found = session.get(Vm, schedule.source_id)
+    else:
+        found = session.get(Container, schedule.source_id)
+    return "a source that is gone" if found is None else found.name

@@ -1,0 +1,347 @@
+"""What each type of job does: values out of its row, an operation, and what is to be remembered of it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from lab_backup.catalog.base import Session, Sessions
+from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
+from lab_backup.catalog.queue import new_job
+from lab_backup.catalog.records import forget_backups_but, replace_containers, replace_vms, set_problem, store_backup
+from lab_backup.catalog.work import BackupRow, Job, Schedule
+from lab_backup.errors import LabBackupError, NotFoundError, UsageError
+from lab_backup.jobs.progress import JobProgress
+from lab_backup.operations import inventory
+from lab_backup.operations.backup import backup_vm
+from lab_backup.operations.backup_container import backup_container
+from lab_backup.operations.catalogue import BackupSummary, find_backup, list_backups, summary
+from lab_backup.operations.collect import collect
+from lab_backup.operations.lifecycle import delete
+from lab_backup.operations.prune import make_policy, prune
+from lab_backup.operations.repositories import open_repository
+from lab_backup.operations.restore import restore_vm
+from lab_backup.operations.restore_container import restore_container
+from lab_backup.operations.verify import verify
+from lab_backup.repository.repository import Repository
+from lab_backup.security.sealed import unseal
+from lab_backup.sources.podman.restore import Options
+
+
+def _nothing(_session: Session) -> None:
+    """Remember nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a job: `result` for its row, warnings, jobs that follow, and what to `record`, in the transaction that ends the job."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    follow_up: tuple[Job, ...] = ()
+    record: Callable[[Session], None] = _nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a job needs besides its row: the catalog, the master key that opens credentials, and a folder for indexes."""
+
+    sessions: Sessions
+    master_key: bytes
+    cache_directory: Path
+
+    def row(self, table: type[Any], identity: str | UUID | None, what: str) -> Any:
+        """Return a row. Raises NotFoundError."""
+        with self.sessions() as session:
+            found = session.get(table, UUID(str(identity))) if identity else None
+        if found is None:
+            raise NotFoundError(f"the {what} of this job does not exist any more")
+        return found
+
+    @contextmanager
+    def repository(self, identity: UUID | None) -> Iterator[tuple[Storage, Repository]]:
+        """Open the repository of a storage. What keeps it from being opened is noted on the storage."""
+        storage: Storage = self.row(Storage, identity, "storage")
+        secret = (
+            None
+            if storage.passphrase is None
+            else unseal(self.master_key, storage.passphrase, place=f"storage/{storage.id}")
+        )
+        try:
+            opened = open_repository(storage.url, passphrase=secret, cache_directory=self.cache_directory)
+        except LabBackupError as error:
+            with self.sessions() as session:
+                set_problem(session, Storage, storage.id, error.message)
+                session.commit()
+            raise
+        with opened as repository:
+            yield storage, repository
+
+
+def backup_values(made: BackupSummary, storage: UUID, schedule: UUID | None) -> dict[str, Any]:
+    """Return a backup as the columns of its row."""
+    point = datetime.fromisoformat(made.time) if made.time else datetime.now(UTC)
+    verified = made.verified
+    return {
+        "backup_id": made.backup,
+        "schedule_id": schedule,
+        "source_type": made.source_kind,
+        "source_id": made.source_id,
+        "source_name": made.source,
+        "backup_type": made.kind,
+        "consistency": made.consistency,
+        "tags": list(made.tags),
+        "status": "deleted" if made.deleted else "damaged" if verified is not None and not verified.ok else "complete",
+        "size": made.bytes_total,
+        "compressed_size": made.bytes_stored,
+        "storage_backend_id": storage,
+        "storage_path": f"manifests/{made.backup}",
+        "checksum": made.checksum,
+        "started_at": point,
+        "completed_at": point,
+        "verified_at": None if verified is None or not verified.ok else datetime.fromisoformat(verified.time),
+        "protected": made.protected,
+        "deleted_at": made.deleted,
+        "metadata": {
+            "host": made.host,
+            "bytes_read": made.bytes_read,
+            "duration_seconds": made.duration_seconds,
+            "parent": made.parent,
+            "warnings": list(made.warnings),
+            "notes": list(made.notes),
+        },
+    }
+
+
+def _recorded(made: BackupSummary, job: Job) -> Callable[[Session], None]:
+    if job.storage_backend_id is None:
+        raise UsageError("the job names no storage")
+    values = backup_values(made, job.storage_backend_id, job.schedule_id)
+    return lambda session: store_backup(session, values)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Return a result as plain JSON values."""
+    found: dict[str, Any] = msgspec.to_builtins(asdict(value), enc_hook=str)
+    return found
+
+
+def run_backup(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Back up the VM or container that the job names. What an earlier try has published already is taken over."""
+    kind, identity = job.details["source_type"], job.details["source_id"]
+    with tools.repository(job.storage_backend_id) as (_, repository):
+        if kind == "vm":
+            vm: Vm = tools.row(Vm, identity, "VM")
+            host: KvmHost = tools.row(KvmHost, vm.kvm_host_id, "host")
+            made = backup_vm(
+                repository,
+                vm.uuid,
+                connect=host.uri,
+                full=bool(job.details.get("full")),
+                backup_id=job.details["backup_id"],
+                progress=progress,
+            )
+        else:
+            container: Container = tools.row(Container, identity, "container")
+            podman: PodmanHost = tools.row(PodmanHost, container.podman_host_id, "host")
+            made = backup_container(
+                repository, container.name, connect=podman.uri, backup_id=job.details["backup_id"], progress=progress
+            )
+    follow: tuple[Job, ...] = ()
+    if job.details.get("verify_after"):
+        follow = (
+            new_job(
+                "verify",
+                {"backups": [made.backup]},
+                title=f"verify {made.source}",
+                storage=job.storage_backend_id,
+                schedule=job.schedule_id,
+            ),
+        )
+    result = {
+        "backup": made.backup,
+        "kind": made.kind,
+        "bytes_read": made.bytes_read,
+        "bytes_stored": made.bytes_stored,
+    }
+    return Done(result, made.warnings, follow, _recorded(made, job))
+
+
+def run_restore(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Check a backup, then restore it."""
+    wanted: Mapping[str, Any] = job.details
+    row: BackupRow = tools.row(BackupRow, wanted["backup"], "backup")
+    with tools.repository(row.storage_backend_id) as (_, repository):
+        backup = find_backup(repository, row.backup_id)
+        checked = verify(repository, [row.backup_id], progress=progress)
+        if checked.damage:
+            raise LabBackupError(
+                f"the backup is damaged in {len(checked.damage)} places, so nothing was restored",
+                hint="take another backup, or look at what `verify` says",
+            )
+        if row.source_type == "vm":
+            host: KvmHost = tools.row(KvmHost, wanted["host"], "host")
+            vm = restore_vm(
+                repository,
+                backup,
+                connect=host.uri,
+                name=wanted.get("name"),
+                overwrite=bool(wanted.get("overwrite")),
+                directory=Path(wanted["directory"]) if wanted.get("directory") else None,
+                start=bool(wanted.get("start")),
+                trusted=bool(wanted.get("trusted")),
+                progress=progress,
+            )
+            return Done(_plain(vm), vm.warnings)
+        podman: PodmanHost = tools.row(PodmanHost, wanted["host"], "host")
+        options = Options(
+            name=wanted.get("name"),
+            overwrite=bool(wanted.get("overwrite")),
+            volume_suffix=wanted.get("volume_suffix") or "",
+            trusted=bool(wanted.get("trusted")),
+        )
+        made = restore_container(
+            repository,
+            backup,
+            connect=podman.uri,
+            options=options,
+            start=bool(wanted.get("start")),
+            dry_run=bool(wanted.get("dry_run")),
+            progress=progress,
+        )
+        return Done(_plain(made), tuple(made.warnings))
+
+
+def run_verify(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Read every byte of the backups that are named, of all where none is."""
+    with tools.repository(job.storage_backend_id) as (storage, repository):
+        named = job.details.get("backups") or ()
+        found = verify(repository, named, read_data=True, progress=progress)
+        rows = [summary(find_backup(repository, name)) for name in named] or list_backups(repository).backups
+    if found.damage:
+        places = "; ".join(damage.what for damage in found.damage[:5])
+        with tools.sessions() as session:
+            _store_all(session, storage.id, rows)
+            session.commit()
+        raise LabBackupError(
+            f"{len(found.damage)} damaged objects: {places}",
+            hint="back up again: damaged parts are stored anew; then verify once more",
+        )
+    result = {"backups": found.backups, "checked": found.checked, "read": found.read, "bytes_read": found.bytes_read}
+    return Done(result, found.notes, record=lambda session: _store_all(session, storage.id, rows))
+
+
+def _store_all(session: Session, storage: UUID, rows: list[BackupSummary]) -> None:
+    for made in rows:
+        values = backup_values(made, storage, None)
+        store_backup(session, values)
+
+
+def run_prune(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Mark as deleted what a schedule's retention does not keep of its source."""
+    del progress
+    schedule: Schedule = tools.row(Schedule, job.schedule_id, "schedule")
+    kept = schedule.retention_config
+    policy = make_policy(
+        last=int(kept.get("last", 0)),
+        hourly=int(kept.get("hourly", 0)),
+        daily=int(kept.get("daily", 0)),
+        weekly=int(kept.get("weekly", 0)),
+        monthly=int(kept.get("monthly", 0)),
+        yearly=int(kept.get("yearly", 0)),
+    )
+    with tools.repository(schedule.storage_backend_id) as (storage, repository):
+        try:
+            done = prune(repository, policy, zone=schedule.timezone, source=job.details["source"])
+        except NotFoundError:
+            return Done({"kept": 0, "removed": 0})
+        rows = list_backups(repository).backups
+    return Done(
+        {"kept": done.kept, "removed": done.removed}, record=lambda session: _store_all(session, storage.id, rows)
+    )
+
+
+def run_gc(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Give back what no backup needs, then make the catalog say what is left."""
+    with tools.repository(job.storage_backend_id) as (storage, repository):
+        done = collect(repository, progress=progress)
+        rows = list_backups(repository).backups
+    return Done(_plain(done), record=lambda session: _replace_all(session, storage.id, rows))
+
+
+def _replace_all(session: Session, storage: UUID, rows: list[BackupSummary]) -> None:
+    _store_all(session, storage, rows)
+    forget_backups_but(session, storage, [row.backup for row in rows])
+
+
+def run_rebuild(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Make the catalog's rows of backups from the repository alone."""
+    progress.start(None, "reading the repository's list of backups")
+    with tools.repository(job.storage_backend_id) as (storage, repository):
+        listed = list_backups(repository)
+    return Done(
+        {"backups": len(listed.backups)},
+        tuple(f"{path}: {wrong}" for path, wrong in listed.unreadable.items()),
+        record=lambda session: _replace_all(session, storage.id, listed.backups),
+    )
+
+
+def run_delete(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Mark a backup as deleted; until the grace period ends that can be undone."""
+    del progress
+    row: BackupRow = tools.row(BackupRow, job.details["backup"], "backup")
+    with tools.repository(row.storage_backend_id) as (storage, repository):
+        gone = delete(repository, row.backup_id)
+    return Done({"backup": row.backup_id}, record=lambda session: _store_all(session, storage.id, [gone]))
+
+
+def run_usage(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Ask a storage how full it is."""
+    del progress
+    with tools.repository(job.storage_backend_id) as (storage, repository):
+        usage = repository.storage.get_usage()
+    used, capacity = usage.used, usage.total
+
+    def record(session: Session) -> None:
+        row = session.get_one(Storage, storage.id)
+        row.used, row.capacity, row.seen_at, row.problem = used, capacity, datetime.now(UTC), None
+
+    free = usage.free if usage.free is not None else None if capacity is None else capacity - used
+    taken = None if free is None or not capacity else 100 - free * 100 // capacity
+    full = f"{storage.name} is {taken} % full" if taken is not None and taken >= storage.threshold else None
+    return Done({"used": used, "capacity": capacity, "free": free}, (full,) if full else (), record=record)
+
+
+def run_inventory(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Ask a host what runs on it."""
+    del progress
+    table = KvmHost if job.details["host_type"] == "kvm" else PodmanHost
+    host = tools.row(table, job.details["host"], "host")
+    ask: Callable[[str], list[Any]] = inventory.list_vms if table is KvmHost else inventory.list_containers
+    keep: Callable[..., None] = replace_vms if table is KvmHost else replace_containers
+    try:
+        found = [asdict(item) for item in ask(host.uri)]
+    except LabBackupError as error:
+        with tools.sessions() as session:
+            set_problem(session, table, host.id, error.message)
+            session.commit()
+        raise
+    return Done({"found": len(found)}, record=lambda session: keep(session, host.id, found, datetime.now(UTC)))
+
+
+TASKS: Mapping[str, Callable[[Job, Tools, JobProgress], Done]] = {
+    "backup": run_backup,
+    "restore": run_restore,
+    "verify": run_verify,
+    "prune": run_prune,
+    "gc": run_gc,
+    "rebuild-catalog": run_rebuild,
+    "delete": run_delete,
+    "usage": run_usage,
+    "inventory": run_inventory,
+}

@@ -1,0 +1,181 @@
+"""Running a job: the lease is taken and renewed, the operation called, and the row told what came of it."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from redis import Redis
+from redis.exceptions import RedisError
+
+from lab_backup.catalog.base import DatabaseError, Sessions
+from lab_backup.catalog.leases import LEASE, Lease, claim, finish, renew, write_line
+from lab_backup.catalog.queue import retry_of
+from lab_backup.catalog.work import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, WARNINGS, Job
+from lab_backup.errors import LabBackupError
+from lab_backup.jobs.progress import JobProgress, StopRequestedError
+from lab_backup.jobs.tasks import TASKS, Done, Tools
+
+BEAT_SECONDS = 1.5
+STALLED_SECONDS = 3600.0  # no byte moved for so long: something hangs that no time limit of its own ends
+
+log = logging.getLogger(__name__)
+
+
+def owner_name(process: int) -> str:
+    """Return what the leases of the worker with that main process are called."""
+    return f"{socket.gethostname()}:{process}"
+
+
+def channel(job: UUID | str) -> str:
+    """Return where news of a job are published in Redis."""
+    return f"lab-backup:job:{job}"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What runs jobs in this process."""
+
+    sessions: Sessions
+    redis: Redis
+    tools: Tools
+
+    def run(self, job_id: UUID) -> str | None:
+        """Run the job and return how it ended; None where it was not ours to run."""
+        with self.sessions() as session:
+            lease = claim(session, job_id, owner_name(os.getppid()))
+            if lease is None:
+                return None
+            job = session.get_one(Job, job_id)
+        progress = JobProgress(lambda level, text: self._line(job_id, level, text))
+        log.info("job started", extra={"job": str(job_id), "type": job.type})
+        with self._held(lease, progress):
+            status, done, error, hint = self._do(job, progress)
+        return self._end(job, lease, progress, status, done, error, hint)
+
+    def _do(self, job: Job, progress: JobProgress) -> tuple[str, Done, str | None, str | None]:
+        try:
+            done = TASKS[job.type](job, self.tools, progress)
+        except StopRequestedError as stop:
+            return (CANCELLED if stop.how == "cancel" else INTERRUPTED), Done(), stop.message, None
+        except LabBackupError as error:
+            return FAILED, Done(), error.message, error.hint
+        except MemoryError:
+            return FAILED, Done(), "there is not enough memory", "let fewer jobs run at once"
+        except OSError as error:
+            return FAILED, Done(), f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}", None
+        except Exception as error:  # whatever happens ends in a row
+            log.exception("a fault in lab-backup itself", extra={"job": str(job.id)})
+            return (
+                FAILED,
+                Done(),
+                f"a fault in Lab Backup itself: {type(error).__name__}",
+                "the worker's log has the details; please report it",
+            )
+        return (WARNINGS if done.warnings else SUCCEEDED), done, None, None
+
+    def _end(
+        self,
+        job: Job,
+        lease: Lease,
+        progress: JobProgress,
+        status: str,
+        done: Done,
+        error: str | None,
+        hint: str | None,
+    ) -> str | None:
+        """Write how the job ended, and what is to be remembered, in one transaction."""
+        try:
+            written = self._write_end(job, lease, progress, status, done, error, hint)
+        except DatabaseError as wrong:
+            log.exception("what a job did cannot be recorded", extra={"job": str(job.id)})
+            status, error = FAILED, f"what was done cannot be recorded: {type(wrong).__name__}"
+            hint = (
+                "the worker's log has the details; `rebuild-catalog` of the storage brings backups back into the list"
+            )
+            written = self._write_end(job, lease, progress, status, Done(), error, hint)
+        if not written:
+            log.warning("the lease was lost", extra={"job": str(job.id)})
+            return None
+        self._publish(job.id, {"status": status, "progress": progress.state(), "error": error})
+        log.info("job ended", extra={"job": str(job.id), "status": status})
+        return status
+
+    def _write_end(
+        self,
+        job: Job,
+        lease: Lease,
+        progress: JobProgress,
+        status: str,
+        done: Done,
+        error: str | None,
+        hint: str | None,
+    ) -> bool:
+        with self.sessions() as session:
+            if not finish(
+                session, lease, status=status, result=done.result, progress=progress.state(), error=error, hint=hint
+            ):
+                session.rollback()
+                return False
+            for text in done.warnings:
+                write_line(session, job.id, "warning", text)
+            if error:
+                write_line(session, job.id, "error", error)
+            write_line(session, job.id, "info", status)
+            again = retry_of(job) if status == INTERRUPTED else None
+            session.add_all([*done.follow_up, *([again] if again else [])])
+            done.record(session)
+            session.commit()
+        return True
+
+    @contextmanager
+    def _held(self, lease: Lease, progress: JobProgress) -> Iterator[None]:
+        over = Event()
+        thread = Thread(target=self._hold, args=(lease, progress, over), name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _hold(self, lease: Lease, progress: JobProgress, over: Event) -> None:
+        """Renew the lease until the job is over. Who cannot renew it lets the job stop before others take it for dead."""
+        lives = LEASE.total_seconds()
+        unanswered = 0.0
+        while not over.wait(BEAT_SECONDS):
+            state = progress.state()
+            try:
+                with self.sessions() as session:
+                    held = renew(session, lease, state)
+            except DatabaseError:
+                unanswered += BEAT_SECONDS
+                if unanswered > lives / 2:
+                    progress.stop("lost")
+                continue
+            unanswered = 0.0
+            if held is None:
+                progress.stop("lost")
+                return
+            if held.stop:
+                progress.stop(held.stop)
+            if progress.idle_seconds > STALLED_SECONDS:
+                self._line(lease.job, "error", "no byte has moved for an hour")
+                progress.stop("interrupt")
+            self._publish(lease.job, {"status": "running", "progress": state})
+
+    def _line(self, job: UUID, level: str, text: str) -> None:
+        with contextlib.suppress(DatabaseError), self.sessions() as session:
+            write_line(session, job, level, text)
+            session.commit()
+
+    def _publish(self, job: UUID, news: dict[str, Any]) -> None:
+        with contextlib.suppress(RedisError):
+            self.redis.publish(channel(job), msgspec.json.encode({"job": str(job), **news}))

@@ -1,0 +1,232 @@
+"""Queue, leases, schedules and migrations on a real PostgreSQL: what must hold when workers die and several of everything run."""
+
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, select, text, update
+
+from lab_backup.catalog.base import Base, Sessions, connect
+from lab_backup.catalog.leader import Leader
+from lab_backup.catalog.leases import claim, finish, renew
+from lab_backup.catalog.migrate import configuration, migrate, newest
+from lab_backup.catalog.places import Container, PodmanHost, Storage
+from lab_backup.catalog.queue import end_abandoned, new_job, take_next
+from lab_backup.catalog.work import Firing, Job, Schedule
+from lab_backup.errors import LabBackupError
+from lab_backup.jobs.beat import Beat
+from lab_backup.service.account import service_account
+from lab_backup.service.database import Database
+from lab_backup.service.folders import prepare
+
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Run a PostgreSQL and return its address; the tables are there."""
+    folder = Path(tempfile.mkdtemp(prefix="lb-pg-"))
+    try:
+        account = service_account()
+        prepare(folder, account)
+        database = Database(folder, account)
+        process = database.start()
+        try:
+            migrate(database.url)
+            yield database.url
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def sessions(url: str) -> Iterator[Sessions]:
+    """Return sessions on empty tables."""
+    engine, made = connect(url)
+    with engine.begin() as connection:
+        names = ", ".join(table.name for table in Base.metadata.sorted_tables if table.name != "audit_logs")
+        connection.execute(text(f"truncate {names} cascade"))  # names of our own
+    yield made
+    engine.dispose()
+
+
+@dataclass
+class Sent:
+    """Remembers what was sent."""
+
+    jobs: list[UUID] = field(default_factory=list)
+
+    def __call__(self, job: UUID, _queue: str) -> None:
+        """Remember the job."""
+        self.jobs.append(job)
+
+
+def queued(sessions: Sessions, *keys: str | None) -> list[UUID]:
+    """Add jobs with these lock keys and return their ids."""
+    with sessions() as session:
+        jobs = [new_job("usage", {}, title="t", lock_key=key) for key in keys]
+        session.add_all(jobs)
+        session.commit()
+        return [job.id for job in jobs]
+
+
+def test_of_many_workers_one_gets_a_job(sessions: Sessions) -> None:
+    """Twenty threads that claim the same job at once: one lease."""
+    (job,) = queued(sessions, "a")
+    leases = []
+
+    def take() -> None:
+        with sessions() as session:
+            leases.append(claim(session, job, "w"))
+
+    threads = [threading.Thread(target=take) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([lease for lease in leases if lease]) == 1
+
+
+def test_two_jobs_on_one_source_never_run_at_once(sessions: Sessions) -> None:
+    """The second is not sent while the first runs, and is refused to a worker that got it all the same."""
+    first, second, other = queued(sessions, "vm/1", "vm/1", "vm/2")
+    with sessions() as session:
+        assert {job.id for job in take_next(session, now=NOW, at_once=10)} == {first, other}
+        session.commit()
+        lease = claim(session, first, "w")
+        assert lease is not None
+        assert claim(session, second, "v") is None
+        assert take_next(session, now=NOW, at_once=10) == []
+        assert finish(session, lease, status="succeeded", result={}, progress={})
+        session.commit()
+        assert [job.id for job in take_next(session, now=NOW, at_once=10)] == [second]
+
+
+def test_no_more_jobs_are_sent_than_may_run_and_the_urgent_ones_first(sessions: Sessions) -> None:
+    """Of five jobs two go, the one with the higher priority before the older ones; a message that got lost is sent again later."""
+    queued(sessions, *[None] * 4)
+    with sessions() as session:
+        urgent = new_job("restore", {}, title="t", priority=9)
+        session.add(urgent)
+        session.flush()
+        sent = take_next(session, now=NOW, at_once=2)
+        assert sent[0].id == urgent.id
+        assert len(sent) == 2
+        assert take_next(session, now=NOW, at_once=2) == []
+        assert len(take_next(session, now=NOW + timedelta(minutes=2), at_once=2)) == 2
+
+
+def test_a_job_of_a_dead_worker_is_interrupted_and_done_once_more(sessions: Sessions) -> None:
+    """After its lease has run out: a second try is queued, its late worker can write nothing any more, and after the second try it ends."""
+    (job,) = queued(sessions, "a")
+    with sessions() as session:
+        lease = claim(session, job, "w")
+        assert lease is not None
+        assert end_abandoned(session, datetime.now(UTC)) == []
+        late = datetime.now(UTC) + timedelta(minutes=1)
+        assert [ended.id for ended in end_abandoned(session, late)] == [job]
+        session.commit()
+        assert renew(session, lease, {}) is None
+        assert not finish(session, lease, status="succeeded", result={}, progress={})
+        (again,) = session.scalars(select(Job).where(Job.retry_of == job)).all()
+        assert (again.status, again.attempt, again.lock_key) == ("queued", 2, "a")
+        assert claim(session, again.id, "v") is not None
+        assert len(end_abandoned(session, late)) == 1
+        session.commit()
+        assert session.scalars(select(Job).where(Job.status == "queued")).all() == []
+
+
+def scheduled(sessions: Sessions, cron: str, looked_at: datetime) -> UUID:
+    """Make a schedule for a container, and all that it needs."""
+    with sessions() as session:
+        host = PodmanHost(name="h", uri="unix:///nowhere", enabled=False)
+        storage = Storage(name="s", type="local", url="/nowhere", repository_id="r", enabled=False)
+        session.add_all([host, storage])
+        session.flush()
+        source = Container(
+            podman_host_id=host.id, name="web", container_id="1", image="i", state="running", seen_at=NOW
+        )
+        session.add(source)
+        session.flush()
+        made = Schedule(
+            name="n", source_type="container", source_id=source.id, cron_expression=cron, storage_backend_id=storage.id, looked_at=looked_at,
+        )  # fmt: skip
+        session.add(made)
+        session.commit()
+        return made.id
+
+
+def test_a_schedule_is_served_once_by_several_beats_and_once_after_a_long_pause(url: str, sessions: Sessions) -> None:
+    """Three beats, of which one leads; two days of missed runs give one backup, and the next run comes at its time. When the leader goes, another one takes over."""
+    now = [datetime(2026, 5, 4, 12, 0, tzinfo=UTC)]
+    schedule = scheduled(sessions, "0 * * * *", now[0] - timedelta(days=2))
+    sent = Sent()
+    engines = [create_engine(url) for _ in range(3)]
+    beats = [Beat(sessions, Leader(engine), sent, lambda: now[0]) for engine in engines]
+    try:
+        leading = [beat for beat in beats if beat.leader.leads()]
+        assert len(leading) == 1
+        for _ in range(3):
+            leading[0].step()
+        assert backups_of(sessions, schedule) == 1
+        assert len(sent.jobs) == 1
+        now[0] += timedelta(minutes=59)
+        leading[0].step()
+        assert backups_of(sessions, schedule) == 1
+        leading[0].leader.resign()
+        other = next(beat for beat in beats if beat is not leading[0] and beat.leader.leads())
+        now[0] += timedelta(minutes=2)
+        other.step()
+        assert backups_of(sessions, schedule) == 2
+        with sessions() as session:  # a beat that believed it led would be stopped by the row itself
+            session.execute(update(Schedule).values(looked_at=now[0] - timedelta(hours=1)))
+            session.commit()
+        leading[0].step()
+        assert backups_of(sessions, schedule) == 2
+        with sessions() as session:
+            assert len(session.scalars(select(Firing)).all()) == 2
+    finally:
+        for beat in beats:
+            beat.leader.resign()
+        for engine in engines:
+            engine.dispose()
+
+
+def backups_of(sessions: Sessions, schedule: UUID) -> int:
+    """Return how many backups a schedule has asked for."""
+    with sessions() as session:
+        return len(session.scalars(select(Job).where(Job.schedule_id == schedule, Job.type == "backup")).all())
+
+
+def test_the_tables_are_what_the_program_believes_and_can_be_taken_down(url: str) -> None:
+    """After all migrations nothing differs from the classes; each goes down and up again; one that is not known is refused."""
+    engine: Engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, Base.metadata) == []
+            assert context.get_current_revision() == newest()
+            command.downgrade(configuration(connection), "base")
+            connection.commit()
+            assert connection.scalar(text("select count(*) from pg_tables where schemaname = 'public'")) == 1
+        assert migrate(url) == newest()
+        with engine.begin() as connection:
+            connection.execute(text("update alembic_version set version_num = '9999'"))
+        with pytest.raises(LabBackupError, match="newer version"):
+            migrate(url)
+        with engine.begin() as connection:
+            connection.execute(text("update alembic_version set version_num = :version"), {"version": newest()})
+    finally:
+        engine.dispose()

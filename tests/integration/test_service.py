@@ -1,0 +1,288 @@
+"""The service as its users meet it: real PostgreSQL, Valkey, Celery and API in one process tree, and a real container that is backed up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
+
+from lab_backup.demo.podman_service import PodmanService
+from lab_backup.service.folders import settings_of
+from support.podman_box import container
+from support.service import NAME, PASSWORD, Service
+
+PUBLIC = {("get", "/api/v1/setup"), ("post", "/api/v1/setup"), ("post", "/api/v1/auth/login"), ("post", "/api/v1/auth/refresh"), ("get", "/api/v1/health/live"), ("get", "/api/v1/health/ready")}  # fmt: skip
+NOTHING = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """Run the service for all tests of this module."""
+    with Service() as running:
+        yield running
+
+
+@pytest.fixture
+def token(service: Service) -> str:
+    """Return an administrator's access token."""
+    return service.sign_in()
+
+
+def make_user(service: Service, token: str, name: str, role: str) -> str:
+    """Make a user and return an access token of theirs."""
+    if not any(user["username"] == name for user in service.get("users", token)["items"]):
+        service.post("users", {"username": name, "password": PASSWORD, "role": role}, token=token, status=201)
+    return service.sign_in(name)
+
+
+def test_a_container_is_protected_and_comes_back(
+    service: Service, token: str, podman_service: PodmanService, tmp_path: Path
+) -> None:
+    """From an empty service by the API alone: storage, host, schedule, backup with live news, increment, verification, restore under another name, catalog made again."""
+    storage = service.post(
+        "storage",
+        {"name": "disk", "url": str(tmp_path / "repository"), "passphrase": "only for tests"},
+        token=token,
+        status=201,
+    )
+    assert storage["encrypted"]
+    host = service.post("podman/hosts", {"name": "box", "uri": podman_service.uri}, token=token, status=201)
+    with container(podman_service) as box:
+        box.sh("echo one > /data/first; head -c 3000000 /dev/urandom > /data/big")
+        seen = service.until(
+            lambda: service.get(f"podman/hosts/{host['id']}/containers", token),
+            lambda found: any(row["name"] == box.name for row in found["items"]),
+        )
+        source = next(row for row in seen["items"] if row["name"] == box.name)
+        assert source["state"] == "running"
+        schedule = service.post(
+            "schedules",
+            {"name": "nightly", "source_type": "container", "source_id": source["id"], "cron_expression": "30 2 * * *", "timezone": "Europe/Berlin", "storage_backend_id": storage["id"], "verify_after": True},
+            token=token, status=201,
+        )  # fmt: skip
+        assert schedule["retention_config"]["weekly"] == 4
+        assert len(service.get(f"schedules/{schedule['id']}/preview?count=3", token)["next_runs"]) == 3
+        job = service.post(f"schedules/{schedule['id']}/run", token=token, status=202)
+        states = news_of(service, job["id"], token)
+        assert states[-1] == "succeeded", service.get(f"jobs/{job['id']}", token)
+        first = service.get(f"backups?source={box.name}", token)["items"][0]
+        assert first["status"] == "complete"
+        assert first["backup_type"] == "full"
+        checks = service.until(
+            lambda: service.get("jobs?type=verify", token)["items"],
+            lambda rows: rows and rows[0]["status"] == "succeeded",
+        )
+        assert checks[0]["result"]["bytes_read"] > 3_000_000
+        assert service.get(f"backups/{first['id']}", token)["verified_at"] is not None
+        box.sh("echo two > /data/second")
+        again = service.post(
+            "backups",
+            {"source_type": "container", "source_id": source["id"], "storage_backend_id": storage["id"]},
+            token=token,
+            status=202,
+        )
+        done = service.job(again["id"], token)
+        assert done["result"]["kind"] == "incremental"
+        assert done["result"]["bytes_stored"] < 1_000_000
+        lines = [line["message"] for line in service.get(f"jobs/{again['id']}/logs?order=oldest", token)["items"]]
+        assert lines[-1] == "succeeded"
+        newest = service.get(f"backups?source={box.name}", token)["items"][0]
+        restore = service.post(
+            f"backups/{newest['id']}/restore",
+            {"name": "again", "volume_suffix": "-again", "start": True},
+            token=token,
+            status=202,
+        )
+        restored = service.job(restore["id"], token)
+        try:
+            assert restored["status"] in {"succeeded", "succeeded with warnings"}, restored
+            assert podman_service.run("exec", "again", "cat", "/data/first", "/data/second").stdout == b"one\ntwo\n"
+        finally:
+            podman_service.run("rm", "-f", "-t", "0", "again")
+        refused = service.ask("POST", f"backups/{newest['id']}/restore", {"overwrite": True}, token=token)
+        assert (refused.status_code, box.name in refused.json()["detail"]) == (400, True)
+    gone = service.job(
+        service.post("storage/" + storage["id"] + "/rebuild-catalog", token=token, status=202)["id"], token
+    )
+    assert gone["result"] == {"backups": 2}
+    status = service.get("reports/backup-status", token)
+    assert any(row["name"] == box.name and row["scheduled"] and row["last_backup"] for row in status) or not status
+    deletion = service.ask("DELETE", f"backups/{first['id']}", token=token)
+    assert deletion.status_code == 202
+    service.job(deletion.json()["id"], token)
+    assert service.get(f"backups/{first['id']}", token)["status"] == "deleted"
+    figures = service.get("metrics", token)
+    assert figures["backups"]["count"] == 2
+    assert figures["storages"][0]["used"] > 0
+
+
+def news_of(service: Service, job: str, token: str) -> list[str]:
+    """Return the states of a job that the WebSocket tells, until it has ended."""
+    with connect(f"{service.url.replace('http', 'ws', 1)}/ws/jobs/{job}") as socket:
+        socket.send(json.dumps({"token": token}))
+        return [json.loads(message)["status"] for message in socket]
+
+
+def test_news_need_a_token_that_is_not_in_the_address(service: Service) -> None:
+    """Without a valid token as the first message the socket is closed, and tells nothing."""
+    with connect(f"{service.url.replace('http', 'ws', 1)}/ws/jobs") as socket:
+        socket.send(json.dumps({"token": "made up"}))
+        with pytest.raises(ConnectionClosedError):
+            socket.recv(timeout=20)
+        assert socket.close_code == 4401
+
+
+def test_each_role_reaches_what_it_may_and_nothing_else(service: Service, token: str) -> None:
+    """Every endpoint of the OpenAPI document, asked by nobody, viewer and operator: 401 and 403 where the table says so, and never a fault."""
+    document = service.ask("GET", "openapi.json").json()
+    viewer, operator = make_user(service, token, "vera", "viewer"), make_user(service, token, "otto", "operator")
+    found: dict[str, set[str]] = {"viewer": set(), "operator": set(), "admin": set()}
+    for path, methods in document["paths"].items():
+        for method in methods:
+            if (method, path) in PUBLIC or path.endswith("/auth/logout"):
+                continue
+            place = path.removeprefix("/api/v1/")
+            for name in (
+                "host_id",
+                "vm_id",
+                "storage_id",
+                "schedule_id",
+                "backup_id",
+                "job_id",
+                "user_id",
+                "token_id",
+                "session_id",
+            ):
+                place = place.replace(f"{{{name}}}", NOTHING)
+            body: dict[str, str] | None = {} if method in {"post", "put"} else None
+            assert service.ask(method, place, body).status_code == 401, (method, path)
+            answers = {
+                role: service.ask(method, place, body, token=held).status_code
+                for role, held in (("viewer", viewer), ("operator", operator))
+            }
+            assert set(answers.values()) <= {200, 202, 204, 400, 403, 404, 409, 422}, (method, path, answers)
+            least = next((role for role, answer in answers.items() if answer != 403), "admin")
+            found[least].add(f"{method} {place.replace(NOTHING, '*')}")
+    assert found["operator"] == {
+        "post schedules", "put schedules/*", "delete schedules/*", "post schedules/*/run", "post backups", "delete backups/*",
+        "post backups/*/verify", "post backups/*/restore", "post jobs/*/cancel", "post jobs/*/retry", "post storage/*/verify",
+    }  # fmt: skip
+    assert found["admin"] == {
+        "get users", "post users", "get users/*", "put users/*", "delete users/*", "get audit", "post kvm/hosts", "put kvm/hosts/*", "delete kvm/hosts/*",
+        "post kvm/hosts/*/test", "post podman/hosts", "put podman/hosts/*", "delete podman/hosts/*", "post podman/hosts/*/test", "post storage",
+        "put storage/*", "delete storage/*", "post storage/*/gc", "post storage/*/rebuild-catalog", "post storage/*/recovery-sheet",
+    }  # fmt: skip
+
+
+def test_a_refresh_token_is_good_once_and_a_second_use_ends_the_session(service: Service) -> None:
+    """Rotation with reuse detection: whoever stole the old token ends the session for both, and its access token is refused too."""
+    first = service.post("auth/login", {"username": NAME, "password": PASSWORD}, status=200)
+    second = service.post("auth/refresh", {"refresh_token": first["refresh_token"]}, status=200)
+    assert service.get("me", second["access_token"])["username"] == NAME
+    service.post("auth/refresh", {"refresh_token": first["refresh_token"]}, status=401)
+    service.post("auth/refresh", {"refresh_token": second["refresh_token"]}, status=401)
+    assert service.ask("GET", "me", token=second["access_token"]).status_code == 401
+
+
+def test_an_account_is_locked_after_wrong_passwords_and_opened_by_a_local_command(service: Service, token: str) -> None:
+    """Five wrong passwords lock it even for the right one; `reset-password` on the machine lets its owner in again."""
+    make_user(service, token, "lotta", "viewer")
+    for _ in range(5):
+        service.post("auth/login", {"username": "lotta", "password": "a guess"}, status=401)
+    service.post("auth/login", {"username": "lotta", "password": PASSWORD}, status=401)
+    program = service.folder / "new"
+    program.write_text("seven orange bicycles whistle\n")
+    assert run_program(service, "reset-password", "lotta", "--password-file", str(program)) == 0
+    assert service.sign_in("lotta", "seven orange bicycles whistle")
+
+
+def run_program(service: Service, *arguments: str) -> int:
+    """Run a command beside the service and return its exit status."""
+    return subprocess.run(
+        [sys.executable, "-m", "lab_backup", *arguments, "--data-dir", str(service.data)], timeout=60, check=False
+    ).returncode
+
+
+def test_an_api_token_has_its_own_role_and_can_be_taken_back(service: Service, token: str) -> None:
+    """A viewer's token of an administrator may read and nothing else; deleted, it is refused at once."""
+    made = service.post("tokens", {"name": "grafana", "role": "viewer"}, token=token, status=201)
+    assert service.get("jobs", made["token"])["items"] is not None
+    assert service.ask("GET", "users", token=made["token"]).status_code == 403
+    service.ask("DELETE", f"tokens/{made['id']}", token=token)
+    assert service.ask("GET", "jobs", token=made["token"]).status_code == 401
+
+
+def test_what_was_done_is_written_down_and_a_forged_entry_is_found(service: Service, token: str) -> None:
+    """The log's chain is sound, the database refuses to change a row, and one that is changed past that is found by the command."""
+    assert {"login", "created"} <= {entry["action"] for entry in service.get("audit?limit=200", token)["items"]}
+    assert run_program(service, "verify-audit") == 0
+    engine = create_engine(settings_of(service.data).database_url)
+    try:
+        with engine.connect() as connection, pytest.raises(DBAPIError, match="append-only"):
+            connection.execute(text("update audit_logs set action = 'nothing' where id = 2"))
+        with engine.begin() as connection:
+            connection.execute(text("alter table audit_logs disable trigger append_only"))
+            before = connection.scalar(text("select action from audit_logs where id = 2"))
+            connection.execute(text("update audit_logs set action = 'nothing' where id = 2"))
+        assert run_program(service, "verify-audit") == 6
+        with engine.begin() as connection:
+            connection.execute(text("update audit_logs set action = :before where id = 2"), {"before": before})
+            connection.execute(text("alter table audit_logs enable trigger append_only"))
+        assert run_program(service, "verify-audit") == 0
+    finally:
+        engine.dispose()
+
+
+def test_bad_requests_are_told_what_is_wrong_and_secrets_stay_out(service: Service, token: str) -> None:
+    """Problem details with the field and without its value; a passphrase is never shown again."""
+    answer = service.ask("POST", "storage", {"name": "x", "url": "/srv/x", "passphrase": ["hidden words"]}, token=token)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"][0]["field"] == "body.passphrase"
+    assert "hidden words" not in answer.text
+    assert (
+        service.ask("POST", "storage", {"name": "x", "url": "relative", "passphrase": None}, token=token).status_code
+        == 400
+    )
+    assert service.ask("GET", "jobs?cursor=nonsense", token=token).status_code == 400
+    assert service.ask("GET", f"jobs/{NOTHING}", token=token).status_code == 404
+    assert service.ask("POST", "auth/login", {"username": "x", "password": "y" * 2_000_000}).status_code == 413
+
+
+def test_a_service_that_was_killed_goes_on_where_it_was() -> None:
+    """SIGKILL of the whole tree's root: all its processes end, and the next start has its users, jobs and keys."""
+    with Service() as service:
+        token = service.sign_in()
+        made = service.post(
+            "storage", {"name": "kept", "url": str(service.folder / "r"), "passphrase": "p"}, token=token, status=201
+        )
+        service.stop(signal.SIGKILL)
+        service.start()
+        assert service.setup is None
+        token = service.sign_in()
+        job = service.post(f"storage/{made['id']}/verify", token=token, status=202)
+        assert service.job(job["id"], token)["status"] == "succeeded"
+        began = time.monotonic()
+        assert service.stop(signal.SIGINT) == 130
+        assert time.monotonic() - began < 60
+        assert not processes_below(service.data)
+
+
+def processes_below(folder: Path) -> list[Any]:
+    """Return the command lines of processes that name the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_bytes())
+    return [text for text in found if os.fsencode(folder) in text]
