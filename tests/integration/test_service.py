@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 
 from lab_backup.demo.podman_service import PodmanService
 from lab_backup.service.folders import settings_of
+from lab_backup.sources.podman.connection import Podman
 from support.podman_box import container
 from support.service import NAME, PASSWORD, Service
 
@@ -125,6 +126,61 @@ def test_a_container_is_protected_and_comes_back(
     figures = service.get("metrics", token)
     assert figures["backups"]["count"] == 2
     assert figures["storages"][0]["used"] > 0
+
+
+def test_a_killed_worker_and_a_cancelled_job_leave_nothing_behind(
+    service: Service, token: str, podman_service: PodmanService, tmp_path: Path
+) -> None:
+    """Every process of the worker killed with -9 in the middle of a backup: interrupted within a minute, done once more, complete. A cancelled one ends in seconds. The container runs on."""
+    storage = service.post("storage", {"name": "big", "url": str(tmp_path / "big"), "passphrase": None}, token=token, status=201)  # fmt: skip
+    host = service.post("podman/hosts", {"name": "killed", "uri": podman_service.uri}, token=token, status=201)
+    with container(podman_service) as box, Podman(podman_service.uri) as podman:
+        box.sh("for i in 1 2 3 4 5 6; do head -c 200000000 /dev/urandom > /data/$i; done")
+        containers = service.until(
+            lambda: service.get(f"podman/hosts/{host['id']}/containers", token)["items"],
+            lambda rows: any(row["name"] == box.name for row in rows),
+        )
+        source = next(row["id"] for row in containers if row["name"] == box.name)
+        wanted = {"source_type": "container", "source_id": source, "storage_backend_id": storage["id"]}
+
+        def under_way() -> str:
+            job: str = service.post("backups", wanted, token=token, status=202)["id"]
+            service.until(lambda: service.get(f"jobs/{job}", token)["progress"], lambda seen: bool(seen.get("done")))
+            return job
+
+        cancelled = under_way()
+        assert service.ask("POST", f"jobs/{cancelled}/cancel", token=token).status_code == 202
+        assert service.job(cancelled, token, seconds=15)["status"] == "cancelled"
+        assert box.state(podman) == "running"
+        killed = under_way()
+        assert service.process is not None
+        kill_worker(service.process.pid)
+        ended = service.job(killed, token, seconds=60)
+        assert (ended["status"], ended["attempt"]) == ("interrupted", 1)
+        again = service.until(
+            lambda: [job for job in service.get("jobs?type=backup", token)["items"] if job["retry_of"] == killed], bool
+        )
+        done = service.job(again[0]["id"], token)
+        assert done["status"] in {"succeeded", "succeeded with warnings"}, done
+        assert done["result"]["backup"] == done["metadata"]["backup_id"] == ended["metadata"]["backup_id"]
+        assert box.state(podman) == "running"
+    assert len(service.get(f"backups?storage={storage['id']}", token)["items"]) == 1
+
+
+def kill_worker(root: int) -> None:
+    """Kill the worker below the process `root` of a service, and all that it has started."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    worker = next(pid for pid in children[root] if b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    doomed = [worker]
+    for pid in doomed:
+        doomed += children.get(pid, [])
+    for pid in doomed:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def news_of(service: Service, job: str, token: str) -> list[str]:

@@ -12,6 +12,7 @@ from lab_backup.catalog.work import INTERRUPTED, QUEUED, RUNNING, Job
 
 SEND_AGAIN = timedelta(seconds=60)
 ATTEMPTS = 2
+BY_HAND = {"restore"}  # done once more only when a person says so: what it had begun is theirs to look at
 
 
 def new_job(
@@ -89,7 +90,7 @@ def end_abandoned(session: Session, now: datetime) -> list[Job]:
 
 def retry_of(job: Job, *, requested_by: UUID | None = None) -> Job | None:
     """Return a new job that does the same; None where it was tried often enough and nobody asks for it."""
-    if requested_by is None and (job.attempt >= ATTEMPTS or job.stop_requested == "cancel"):
+    if requested_by is None and (job.attempt >= ATTEMPTS or job.stop_requested == "cancel" or job.type in BY_HAND):
         return None
     return Job(
         type=job.type,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 from uuid import UUID, uuid4
 
 from sqlalchemy import delete, select, update
@@ -72,6 +72,45 @@ def set_problem(
 def enabled(session: Session, table: type[Any]) -> Sequence[Any]:
     """Return the rows of hosts, storages or schedules that are switched on."""
     return session.scalars(select(table).where(table.enabled).order_by(table.name)).all()
+
+
+Rule = Literal["last", "hourly", "daily", "weekly", "monthly", "yearly"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+
+class Rules(TypedDict):
+    """How many backups of each period stay."""
+
+    last: int
+    hourly: int
+    daily: int
+    weekly: int
+    monthly: int
+    yearly: int
+
+
+def retention_of(session: Session, schedule: Schedule) -> Rules | None:
+    """Return the rules for the source of a schedule: the most generous of all its schedules into the same storage. None: one of them keeps everything."""
+    same = select(Schedule).where(
+        Schedule.source_type == schedule.source_type,
+        Schedule.source_id == schedule.source_id,
+        Schedule.storage_backend_id == schedule.storage_backend_id,
+    )
+    found = Rules(last=0, hourly=0, daily=0, weekly=0, monthly=0, yearly=0)
+    for row in session.scalars(same):
+        if not any(row.retention_config.values()):
+            return None
+        for name in RULES:
+            found[name] = max(found[name], int(row.retention_config.get(name, 0)))
+    return found
+
+
+def sources_of(session: Session, schedule: Schedule) -> list[tuple[str, str]]:
+    """Return kind and identity of what a schedule has backed up: names alone could mean another host's as well."""
+    made = select(BackupRow.source_type, BackupRow.source_id).where(
+        BackupRow.schedule_id == schedule.id, BackupRow.storage_backend_id == schedule.storage_backend_id
+    )
+    return [(kind, identity) for kind, identity in session.execute(made.distinct())]
 
 
 def fire(session: Session, schedule: Schedule, due_at: datetime) -> bool:

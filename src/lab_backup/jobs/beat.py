@@ -127,12 +127,11 @@ class Beat:
             for schedule in enabled(session, Schedule):
                 if any(schedule.retention_config.values()):
                     name = source_name(session, schedule)
-                    details = {"source": f"{schedule.source_type}/{name}"}
                     self._once(
                         session,
                         new_job(
                             "prune",
-                            details,
+                            {},
                             title=f"retention of {name}",
                             lock_key=f"prune/{schedule.id}",
                             storage=schedule.storage_backend_id,

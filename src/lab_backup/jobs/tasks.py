@@ -13,7 +13,15 @@ import msgspec
 from lab_backup.catalog.base import Session, Sessions
 from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
 from lab_backup.catalog.queue import new_job
-from lab_backup.catalog.records import forget_backups_but, replace_containers, replace_vms, set_problem, store_backup
+from lab_backup.catalog.records import (
+    forget_backups_but,
+    replace_containers,
+    replace_vms,
+    retention_of,
+    set_problem,
+    sources_of,
+    store_backup,
+)
 from lab_backup.catalog.work import BackupRow, Job, Schedule
 from lab_backup.errors import LabBackupError, NotFoundError, UsageError
 from lab_backup.jobs.progress import JobProgress
@@ -243,27 +251,21 @@ def _store_all(session: Session, storage: UUID, rows: list[BackupSummary]) -> No
 
 
 def run_prune(job: Job, tools: Tools, progress: JobProgress) -> Done:
-    """Mark as deleted what a schedule's retention does not keep of its source."""
-    del progress
+    """Mark as deleted what the retention of a source does not keep: of all its schedules the more generous rule counts, so that none removes what another one keeps."""
+    progress.start(None, "deciding what to keep")
     schedule: Schedule = tools.row(Schedule, job.schedule_id, "schedule")
-    kept = schedule.retention_config
-    policy = make_policy(
-        last=int(kept.get("last", 0)),
-        hourly=int(kept.get("hourly", 0)),
-        daily=int(kept.get("daily", 0)),
-        weekly=int(kept.get("weekly", 0)),
-        monthly=int(kept.get("monthly", 0)),
-        yearly=int(kept.get("yearly", 0)),
-    )
+    with tools.sessions() as session:
+        rules = retention_of(session, schedule)
+        sources = sources_of(session, schedule)
+    if rules is None:
+        return Done({"kept": None, "removed": 0})
+    kept = removed = 0
     with tools.repository(schedule.storage_backend_id) as (storage, repository):
-        try:
-            done = prune(repository, policy, zone=schedule.timezone, source=job.details["source"])
-        except NotFoundError:
-            return Done({"kept": 0, "removed": 0})
+        for kind, identity in sources:
+            done = prune(repository, make_policy(**rules), zone=schedule.timezone, source=f"{kind}/{identity}")
+            kept, removed = kept + done.kept, removed + done.removed
         rows = list_backups(repository).backups
-    return Done(
-        {"kept": done.kept, "removed": done.removed}, record=lambda session: _store_all(session, storage.id, rows)
-    )
+    return Done({"kept": kept, "removed": removed}, record=lambda session: _replace_all(session, storage.id, rows))
 
 
 def run_gc(job: Job, tools: Tools, progress: JobProgress) -> Done:

@@ -6,6 +6,7 @@ Who steals the database alone reads nothing. A new master key rewraps the small 
 import base64
 import os
 import secrets as random
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -50,21 +51,30 @@ def rewrap(old: bytes, new: bytes, sealed: str, *, place: str) -> str:
 
 
 def read_or_make_key(path: Path) -> bytes:
-    """Return the key in the file `path`, which is made with mode 0600 where it is missing. Raises SealError for one that is none."""
+    """Return the key in the file `path`, which is made with mode 0600 where it is missing. Raises SealError for one that is none.
+
+    Of several processes that make it at once one wins, and none ever sees half a key.
+    """
     try:
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) != KEY_SIZE:
-            raise SealError(
-                f"{path} does not hold a key of {KEY_SIZE} bytes", hint="bring it back from a backup"
-            ) from None
-        return key
-    key = random.token_bytes(KEY_SIZE)
-    with os.fdopen(number, "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
+        return _read_key(path)
+    except FileNotFoundError:
+        part = path.with_name(f".{path.name}.{random.token_hex(8)}")
+        try:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(random.token_bytes(KEY_SIZE))
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileExistsError):
+                path.hardlink_to(part)
+        finally:
+            part.unlink(missing_ok=True)
+        return _read_key(path)
+
+
+def _read_key(path: Path) -> bytes:
+    key = path.read_bytes()
+    if len(key) != KEY_SIZE:
+        raise SealError(f"{path} does not hold a key of {KEY_SIZE} bytes", hint="bring it back from a backup")
     return key
 
 

@@ -122,10 +122,10 @@ async def restore_backup(backup_id: UUID, body: RestoreCreate, actor: CanOperate
         raise UsageError(
             f"overwriting must be confirmed by the name of what is replaced: {target!r}", hint="send it as `confirm`"
         )
-    if body.trusted and not actor.role.includes(Role.ADMIN):
+    if (body.trusted or body.directory) and not actor.role.includes(Role.ADMIN):
         raise ForbiddenError(
-            "`trusted` gives a restored guest what it wants of its host: only administrators may say so",
-            hint="leave it out, or ask one",
+            "`trusted` gives a restored guest what it wants of its host, and `directory` writes anywhere on it: only administrators may say so",
+            hint="leave them out, or ask one",
         )
     table = KvmHost if source_type == "vm" else PodmanHost
     host = await get(db, table, body.host, "host") if body.host else await only_host(db, table)

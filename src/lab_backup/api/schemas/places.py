@@ -4,11 +4,22 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lab_backup.api.schemas.base import Body, Name, Secret, Shown
 
-Uri = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x20]+$")]
+
+def _without_password(address: str) -> str:
+    """Refuse a password in an address, which is shown, logged and kept in clear."""
+    _, _, rest = address.partition("://")
+    who, at, _ = rest.partition("/")[0].rpartition("@")
+    if at and ":" in who:
+        raise ValueError("an address must not hold a password")
+    return address
+
+
+NoPassword = AfterValidator(_without_password)
+Uri = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x20]+$"), NoPassword]
 Percent = Annotated[int, Field(ge=1, le=100)]
 
 
@@ -79,7 +90,7 @@ class StorageCreate(Body):
     """A storage: a new repository at `url`, or with `existing` one that is there already. `passphrase` null: not encrypted."""
 
     name: Name
-    url: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$")]
+    url: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$"), NoPassword]
     passphrase: Secret | None
     existing: bool = False
     chunk_size: Annotated[int, Field(ge=4096, le=16 * 1024 * 1024)] = 131072
