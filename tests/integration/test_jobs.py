@@ -221,6 +221,20 @@ def test_the_tables_are_what_the_program_believes_and_can_be_taken_down(url: str
             command.downgrade(configuration(connection), "base")
             connection.commit()
             assert connection.scalar(text("select count(*) from pg_tables where schemaname = 'public'")) == 1
+            for version in ("0001",):
+                command.upgrade(configuration(connection), version)
+                connection.commit()
+                connection.execute(
+                    text(
+                        "insert into users (id, username, email, password_hash, role, enabled, failures) values (gen_random_uuid(), 'ada', '', 'x', 'admin', true, 0)"
+                    )
+                )
+                connection.commit()
+                command.upgrade(configuration(connection), "head")
+                connection.commit()
+                assert connection.scalar(text("select username from users where not totp_confirmed")) == "ada"
+                command.downgrade(configuration(connection), "base")
+                connection.commit()
         assert migrate(url) == newest()
         with engine.begin() as connection:
             connection.execute(text("update alembic_version set version_num = '9999'"))

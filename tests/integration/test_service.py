@@ -1,17 +1,25 @@
 """The service as its users meet it: real PostgreSQL, Valkey, Celery and API in one process tree, and a real container that is backed up."""
 
+import hmac
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import httpx
+import pyotp
 import pytest
+from aiosmtpd.controller import Controller
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from websockets.exceptions import ConnectionClosedError
@@ -21,7 +29,7 @@ from lab_backup.demo.podman_service import PodmanService
 from lab_backup.service.folders import settings_of
 from lab_backup.sources.podman.connection import Podman
 from support.podman_box import container
-from support.service import NAME, PASSWORD, Service
+from support.service import NAME, PASSWORD, Service, free_port
 
 PUBLIC = {("get", "/api/v1/setup"), ("post", "/api/v1/setup"), ("post", "/api/v1/auth/login"), ("post", "/api/v1/auth/refresh"), ("get", "/api/v1/health/live"), ("get", "/api/v1/health/ready")}  # fmt: skip
 NOTHING = "00000000-0000-4000-8000-000000000000"
@@ -34,7 +42,7 @@ def service() -> Iterator[Service]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def token(service: Service) -> str:
     """Return an administrator's access token."""
     return service.sign_in()
@@ -113,19 +121,56 @@ def test_a_container_is_protected_and_comes_back(
             podman_service.run("rm", "-f", "-t", "0", "again")
         refused = service.ask("POST", f"backups/{newest['id']}/restore", {"overwrite": True}, token=token)
         assert (refused.status_code, box.name in refused.json()["detail"]) == (400, True)
-    gone = service.job(
-        service.post("storage/" + storage["id"] + "/rebuild-catalog", token=token, status=202)["id"], token
-    )
+    compare_files(service, token, newest["id"], box.volume)
+    look_after(service, token, storage["id"], first["id"], box.name, tmp_path)
+
+
+def look_after(service: Service, token: str, storage: str, first: str, name: str, folder: Path) -> None:
+    """Make the catalog again, protect, delete, undelete and copy backups, and read the figures."""
+    gone = service.job(service.post(f"storage/{storage}/rebuild-catalog", token=token, status=202)["id"], token)
     assert gone["result"] == {"backups": 2}
     status = service.get("reports/backup-status", token)
-    assert any(row["name"] == box.name and row["scheduled"] and row["last_backup"] for row in status) or not status
-    deletion = service.ask("DELETE", f"backups/{first['id']}", token=token)
+    assert any(row["name"] == name and row["scheduled"] and row["last_backup"] for row in status)
+    protected = service.post(f"backups/{first}/protect", token=token, status=202)
+    assert service.job(protected["id"], token)["status"] == "succeeded"
+    assert service.ask("DELETE", f"backups/{first}", token=token).status_code == 409
+    service.job(service.ask("DELETE", f"backups/{first}/protect", token=token).json()["id"], token)
+    deletion = service.ask("DELETE", f"backups/{first}", token=token)
     assert deletion.status_code == 202
     service.job(deletion.json()["id"], token)
-    assert service.get(f"backups/{first['id']}", token)["status"] == "deleted"
+    assert service.get(f"backups/{first}", token)["status"] == "deleted"
+    undone = service.post(f"backups/{first}/undelete", token=token, status=202)
+    assert service.job(undone["id"], token)["status"] == "succeeded"
+    assert service.get(f"backups/{first}", token)["status"] == "complete"
+    copy = service.post("storage", {"name": "copy", "url": str(folder / "copy"), "passphrase": "another"}, token=token, status=201)  # fmt: skip
+    copied = service.post(f"storage/{storage}/replicate", {"to": copy["id"]}, token=token, status=202)
+    assert service.job(copied["id"], token)["result"] == {"copied": 2}
+    assert len(service.get(f"backups?storage={copy['id']}", token)["items"]) == 2
+    text = httpx.get(f"http://127.0.0.1:{service.port}/metrics", headers={"Authorization": f"Bearer {token}"}).text
+    assert "lab_backup_backups 4.0" in text
+    assert f'lab_backup_last_success_timestamp_seconds{{source="{name}",source_type="container"}}' in text
+    assert httpx.get(f"http://127.0.0.1:{service.port}/metrics").status_code == 401
     figures = service.get("metrics", token)
-    assert figures["backups"]["count"] == 2
+    assert figures["backups"]["count"] == 4
     assert figures["storages"][0]["used"] > 0
+
+
+def compare_files(service: Service, token: str, backup: str, volume: str) -> None:
+    """Look into a backup and download from it: a file as it is, and a folder as an archive."""
+    place = f"backups/{backup}/files"
+    listed = service.ask("GET", place, token=token, params={"volume": volume}).json()
+    assert {"first", "second", "big"} <= {item["path"] for item in listed}
+    one = service.ask("GET", f"{place}/download", token=token, params={"volume": volume, "path": "first"})
+    assert (one.status_code, one.content, one.headers["content-length"]) == (200, b"one\n", "4")
+    assert "first" in one.headers["content-disposition"]
+    answer = service.ask("GET", f"{place}/download", token=token, params={"volume": volume, "path": ""})
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        assert {"first", "second", "big"} <= set(archive.getnames())
+        second = archive.extractfile("second")
+        assert second is not None
+        assert (second.read(), archive.getmember("big").size) == (b"two\n", 3_000_000)
+    missing = service.ask("GET", f"{place}/download", token=token, params={"volume": volume, "path": "../etc/passwd"})
+    assert missing.status_code == 404
 
 
 def test_a_killed_worker_and_a_cancelled_job_leave_nothing_behind(
@@ -145,7 +190,10 @@ def test_a_killed_worker_and_a_cancelled_job_leave_nothing_behind(
 
         def under_way() -> str:
             job: str = service.post("backups", wanted, token=token, status=202)["id"]
-            service.until(lambda: service.get(f"jobs/{job}", token)["progress"], lambda seen: bool(seen.get("done")))
+            service.until(
+                lambda: service.get(f"jobs/{job}", token)["progress"],
+                lambda seen: seen.get("phase", "").endswith("while it runs"),
+            )
             return job
 
         cancelled = under_way()
@@ -206,7 +254,7 @@ def test_each_role_reaches_what_it_may_and_nothing_else(service: Service, token:
     found: dict[str, set[str]] = {"viewer": set(), "operator": set(), "admin": set()}
     for path, methods in document["paths"].items():
         for method in methods:
-            if (method, path) in PUBLIC or path.endswith("/auth/logout"):
+            if (method, path) in PUBLIC or path.endswith("/auth/logout") or path == "/metrics":
                 continue
             place = path.removeprefix("/api/v1/")
             for name in (
@@ -232,12 +280,13 @@ def test_each_role_reaches_what_it_may_and_nothing_else(service: Service, token:
             found[least].add(f"{method} {place.replace(NOTHING, '*')}")
     assert found["operator"] == {
         "post schedules", "put schedules/*", "delete schedules/*", "post schedules/*/run", "post backups", "delete backups/*",
+        "post backups/*/protect", "delete backups/*/protect", "post backups/*/undelete", "get backups/*/files", "get backups/*/files/download",
         "post backups/*/verify", "post backups/*/restore", "post jobs/*/cancel", "post jobs/*/retry", "post storage/*/verify",
     }  # fmt: skip
     assert found["admin"] == {
         "get users", "post users", "get users/*", "put users/*", "delete users/*", "get audit", "post kvm/hosts", "put kvm/hosts/*", "delete kvm/hosts/*",
         "post kvm/hosts/*/test", "post podman/hosts", "put podman/hosts/*", "delete podman/hosts/*", "post podman/hosts/*/test", "post storage",
-        "put storage/*", "delete storage/*", "post storage/*/gc", "post storage/*/rebuild-catalog", "post storage/*/recovery-sheet",
+        "put storage/*", "delete storage/*", "post storage/*/gc", "post storage/*/rebuild-catalog", "post storage/*/recovery-sheet", "post storage/*/replicate",
     }  # fmt: skip
 
 
@@ -268,6 +317,93 @@ def run_program(service: Service, *arguments: str) -> int:
     return subprocess.run(
         [sys.executable, "-m", "lab_backup", *arguments, "--data-dir", str(service.data)], timeout=60, check=False
     ).returncode
+
+
+def test_a_second_factor_is_asked_for_and_each_code_is_good_once(service: Service, token: str) -> None:
+    """Once confirmed, the password alone does not do, nor does a code that was used."""
+    own = make_user(service, token, "tom", "viewer")
+    secret = service.post("me/totp", token=own, status=200)["secret"]
+    service.post("me/totp/verify", {"code": "000000"}, token=own, status=400)
+    sign_in = {"username": "tom", "password": PASSWORD}
+    service.post("auth/login", sign_in, status=200)
+    service.post("me/totp/verify", {"code": pyotp.TOTP(secret).now()}, token=own, status=204)
+    service.post("auth/login", sign_in, status=401)
+    service.post("auth/login", {**sign_in, "code": pyotp.TOTP(secret).now()}, status=401)
+    later = pyotp.TOTP(secret).at(int(time.time()) + 30)
+    assert service.post("auth/login", {**sign_in, "code": later}, status=200)["access_token"]
+    service.post("auth/login", {**sign_in, "code": later}, status=401)
+
+
+class Receiver(BaseHTTPRequestHandler):
+    """Keeps what webhooks send."""
+
+    got: ClassVar[list[tuple[dict[str, str], bytes]]] = []
+
+    def do_POST(self) -> None:
+        """Keep a message."""
+        self.got.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class Mailbox:
+    """Keeps mails."""
+
+    def __init__(self) -> None:
+        self.mails: list[str] = []
+
+    async def handle_DATA(self, _server: object, _session: object, envelope: Any) -> str:  # noqa: N802
+        """Keep a mail."""
+        self.mails.append(envelope.content.decode())
+        return "250 OK"
+
+
+def test_who_wants_to_know_is_told_of_a_failure_and_of_its_end(service: Service, token: str, tmp_path: Path) -> None:
+    """A verification that fails and then succeeds: signed webhooks and mails about both, an inbox; without `trusted` nothing goes to this machine."""
+    mailbox = Mailbox()
+    mail = Controller(mailbox, hostname="127.0.0.1", port=free_port())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    mail.start()
+    try:
+        hook = f"http://127.0.0.1:{server.server_address[1]}/hook"
+        body = {"name": "hook", "type": "webhook", "address": hook, "secret": "shared"}
+        refused = service.post("notifications/channels", body, token=token, status=201)
+        assert not service.post(f"notifications/channels/{refused['id']}/test", token=token, status=200)["ok"]
+        service.ask("DELETE", f"notifications/channels/{refused['id']}", token=token)
+        service.post("notifications/channels", {**body, "trusted": True}, token=token, status=201)
+        address = f"mailto://127.0.0.1:{mail.port}?from=lab@example.org&to=ada@example.org"
+        made = service.post("notifications/channels", {"name": "mail", "type": "apprise", "address": address}, token=token, status=201)  # fmt: skip
+        assert "address" not in made
+        assert service.post(f"notifications/channels/{made['id']}/test", token=token, status=200)["ok"]
+        service.post("notifications/channels", {**body, "type": "apprise", "address": "file:///etc"}, token=token, status=400)  # fmt: skip
+        storage = service.post("storage", {"name": "lost", "url": str(tmp_path / "lost"), "passphrase": None}, token=token, status=201)  # fmt: skip
+        (tmp_path / "lost").rename(tmp_path / "away")
+        failed = service.post(f"storage/{storage['id']}/verify", token=token, status=202)
+        assert service.job(failed["id"], token)["status"] == "failed"
+        (headers, sent), = service.until(lambda: Receiver.got, lambda got: len(got) == 1)  # fmt: skip
+        assert json.loads(sent)["severity"] == "error"
+        assert failed["id"] in json.loads(sent)["text"]
+        signed = hmac.new(b"shared", headers["X-Lab-Backup-Timestamp"].encode() + b"." + sent, "sha256").hexdigest()
+        assert headers["X-Lab-Backup-Signature"] == f"sha256={signed}"
+        (tmp_path / "away").rename(tmp_path / "lost")
+        service.job(service.post(f"storage/{storage['id']}/verify", token=token, status=202)["id"], token)
+        assert (
+            "succeeded" in json.loads(service.until(lambda: Receiver.got, lambda got: len(got) == 2)[1][1])["subject"]
+        )
+        service.until(lambda: mailbox.mails, lambda mails: len(mails) == 3)
+        inbox = service.get("notifications", token)["items"]
+        assert len(inbox) == 4
+        service.post(f"notifications/{inbox[0]['id']}/read", token=token, status=204)
+    finally:
+        mail.stop()
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_an_api_token_has_its_own_role_and_can_be_taken_back(service: Service, token: str) -> None:

@@ -11,7 +11,19 @@ from redis.asyncio import Redis
 from lab_backup import __version__
 from lab_backup.api import problems
 from lab_backup.api.context import Context
-from lab_backup.api.routers import auth, backups, hosts, jobs, live, overview, people, schedules, storage
+from lab_backup.api.routers import (
+    auth,
+    backups,
+    files,
+    hosts,
+    jobs,
+    live,
+    notifications,
+    overview,
+    people,
+    schedules,
+    storage,
+)
 from lab_backup.catalog.base import connect_async
 from lab_backup.security.sealed import read_or_make_key
 from lab_backup.settings import Settings, read_settings
@@ -65,8 +77,9 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         responses=problems.PROBLEMS,
     )
-    for module in (auth, people, hosts, storage, schedules, backups, jobs, overview, live):
+    for module in (auth, people, hosts, storage, schedules, backups, files, jobs, notifications, overview, live):
         app.include_router(module.router, prefix=PREFIX)
+    app.include_router(overview.root)
     problems.install(app)
     app.middleware("http")(_guard)
     return app

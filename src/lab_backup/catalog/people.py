@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ForeignKey, Identity, Index, func
+from sqlalchemy import BigInteger, ForeignKey, Identity, Index, false, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from lab_backup.catalog.base import Base, Json, Row
@@ -21,6 +21,11 @@ class User(Row):
     enabled: Mapped[bool] = mapped_column(default=True)
     last_login: Mapped[datetime | None]
     failures: Mapped[int] = mapped_column(default=0)
+    totp: Mapped[str | None]  # sealed; a second factor (RFC 6238) once `totp_confirmed`
+    totp_confirmed: Mapped[bool] = mapped_column(default=False, server_default=false())
+    totp_step: Mapped[int] = mapped_column(
+        BigInteger, default=0, server_default="0"
+    )  # the newest that was used: each code is good once
     locked_until: Mapped[datetime | None]
 
 

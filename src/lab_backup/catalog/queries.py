@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from lab_backup.catalog.news import Notification, NotificationConfig
 from lab_backup.catalog.people import ApiToken, LoginSession, User
 from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
 from lab_backup.catalog.work import QUEUED, RUNNING, BackupRow, Job, JobLog, Schedule
@@ -101,7 +102,7 @@ def jobs(*, status: str | None, kind: str | None, schedule: UUID | None) -> Sele
     return (
         statement.where(Job.type == kind)
         if kind is not None
-        else statement.where(Job.type.not_in(("inventory", "usage")))
+        else statement.where(Job.type.not_in(("inventory", "usage", "notify")))
     )
 
 
@@ -138,6 +139,16 @@ def rows_of(table: type[Any], host: UUID | None = None) -> Select[Any]:
 def everything(table: type[Any]) -> Select[Any]:
     """Return all rows of a table."""
     return select(table)
+
+
+def channels_of(user: UUID) -> Select[Any]:
+    """Return the channels of a user."""
+    return select(NotificationConfig).where(NotificationConfig.user_id == user)
+
+
+def inbox_of(user: UUID) -> Select[Any]:
+    """Return what a user was told."""
+    return select(Notification).where(Notification.user_id == user)
 
 
 async def is_used(session: AsyncSession, storage: UUID) -> bool:

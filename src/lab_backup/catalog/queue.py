@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from lab_backup.catalog.base import Json
@@ -112,6 +112,6 @@ def waiting_or_running(session: Session, lock_key: str, kind: str) -> bool:
     return session.scalar(found) is not None
 
 
-def ask_to_stop(job_id: UUID, how: str):  # type: ignore[no-untyped-def]  # noqa: ANN201  SQLAlchemy's own type has no name here
-    """Return the statement that asks a running job to stop."""
-    return update(Job).where(Job.id == job_id, Job.status == RUNNING).values(stop_requested=how)
+def waiting(session: Session, lock_key: str) -> bool:
+    """Whether a job with this key is in the queue and has not begun: it will see what is new."""
+    return session.scalar(select(Job.id).where(Job.lock_key == lock_key, Job.status == QUEUED).limit(1)) is not None

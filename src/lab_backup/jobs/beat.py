@@ -1,7 +1,7 @@
 """The beat: of all that run, one sends queued jobs, serves schedules, ends what dead workers left, and keeps house."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Event
@@ -9,6 +9,7 @@ from uuid import UUID
 
 from lab_backup.catalog.base import DatabaseError, Session, Sessions
 from lab_backup.catalog.leader import Leader
+from lab_backup.catalog.news import NotificationConfig, unsent
 from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
 from lab_backup.catalog.queue import end_abandoned, new_job, take_next, waiting_or_running
 from lab_backup.catalog.records import enabled, fire, period_over
@@ -20,6 +21,7 @@ from lab_backup.repository.session import new_backup_id
 
 STEP_SECONDS = 0.5
 INVENTORY = timedelta(minutes=5)
+NEWS = timedelta(minutes=5)
 USAGE = timedelta(hours=1)
 RETENTION = timedelta(days=1)
 
@@ -99,61 +101,58 @@ class Beat:
                 session.commit()
 
     def _keep_house(self, session: Session, now: datetime) -> None:
-        if period_over(session, "period/inventory", INVENTORY, now):
-            for table, word in ((KvmHost, "kvm"), (PodmanHost, "podman")):
-                for host in enabled(session, table):
-                    self._once(
-                        session,
-                        new_job(
-                            "inventory",
-                            {"host_type": word, "host": str(host.id)},
-                            title=f"look at {host.name}",
-                            lock_key=f"host/{host.id}",
-                        ),
-                    )
-        if period_over(session, "period/usage", USAGE, now):
-            for storage in enabled(session, Storage):
-                self._once(
-                    session,
-                    new_job(
-                        "usage",
-                        {},
-                        title=f"space of {storage.name}",
-                        lock_key=f"usage/{storage.id}",
-                        storage=storage.id,
-                    ),
-                )
-        if period_over(session, "period/retention", RETENTION, now):
-            for schedule in enabled(session, Schedule):
-                if any(schedule.retention_config.values()):
-                    name = source_name(session, schedule)
-                    self._once(
-                        session,
-                        new_job(
-                            "prune",
-                            {},
-                            title=f"retention of {name}",
-                            lock_key=f"prune/{schedule.id}",
-                            storage=schedule.storage_backend_id,
-                            schedule=schedule.id,
-                        ),
-                    )
-            for storage in enabled(session, Storage):
-                self._once(
-                    session,
-                    new_job(
-                        "gc",
-                        {},
-                        title=f"collect in {storage.name}",
-                        lock_key=f"gc/{storage.id}",
-                        storage=storage.id,
-                        priority=-1,
-                    ),
-                )
+        for name, interval, jobs in (
+            ("inventory", INVENTORY, _inventories),
+            ("news", NEWS, _untold),
+            ("usage", USAGE, _usages),
+            ("retention", RETENTION, _retention),
+        ):
+            if period_over(session, f"period/{name}", interval, now):
+                for job in jobs(session):
+                    self._once(session, job)
 
     def _once(self, session: Session, job: Job) -> None:
         if not waiting_or_running(session, job.lock_key or "", job.type):
             session.add(job)
+
+
+def _inventories(session: Session) -> Iterator[Job]:
+    kinds: tuple[tuple[type[KvmHost | PodmanHost], str], ...] = ((KvmHost, "kvm"), (PodmanHost, "podman"))
+    for table, word in kinds:
+        for host in enabled(session, table):
+            details = {"host_type": word, "host": str(host.id)}
+            yield new_job("inventory", details, title=f"look at {host.name}", lock_key=f"host/{host.id}")
+
+
+def _untold(session: Session) -> Iterator[Job]:
+    """Try again to tell what could not be told."""
+    for channel in enabled(session, NotificationConfig):
+        if unsent(session, channel.id):
+            details = {"channel": str(channel.id)}
+            yield new_job("notify", details, title="send messages", lock_key=f"notify/{channel.id}", priority=8)
+
+
+def _usages(session: Session) -> Iterator[Job]:
+    for storage in enabled(session, Storage):
+        yield new_job("usage", {}, title=f"space of {storage.name}", lock_key=f"usage/{storage.id}", storage=storage.id)
+
+
+def _retention(session: Session) -> Iterator[Job]:
+    """Each schedule's retention, then a collection in each storage."""
+    for schedule in enabled(session, Schedule):
+        if any(schedule.retention_config.values()):
+            yield new_job(
+                "prune",
+                {},
+                title=f"retention of {source_name(session, schedule)}",
+                lock_key=f"prune/{schedule.id}",
+                storage=schedule.storage_backend_id,
+                schedule=schedule.id,
+            )
+    for storage in enabled(session, Storage):
+        yield new_job(
+            "gc", {}, title=f"collect in {storage.name}", lock_key=f"gc/{storage.id}", storage=storage.id, priority=-1
+        )
 
 
 def source_name(session: Session, schedule: Schedule) -> str:

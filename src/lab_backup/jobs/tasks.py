@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from lab_backup.catalog.base import Session, Sessions
+from lab_backup.catalog.news import SEVERITIES, NotificationConfig, mark_sent, unsent
 from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
 from lab_backup.catalog.queue import new_job
 from lab_backup.catalog.records import (
@@ -25,13 +26,15 @@ from lab_backup.catalog.records import (
 from lab_backup.catalog.work import BackupRow, Job, Schedule
 from lab_backup.errors import LabBackupError, NotFoundError, UsageError
 from lab_backup.jobs.progress import JobProgress
+from lab_backup.notify.channels import Message, send
 from lab_backup.operations import inventory
 from lab_backup.operations.backup import backup_vm
 from lab_backup.operations.backup_container import backup_container
 from lab_backup.operations.catalogue import BackupSummary, find_backup, list_backups, summary
 from lab_backup.operations.collect import collect
-from lab_backup.operations.lifecycle import delete
+from lab_backup.operations.lifecycle import delete, protect, undelete, unprotect
 from lab_backup.operations.prune import make_policy, prune
+from lab_backup.operations.replicate import replicate
 from lab_backup.operations.repositories import open_repository
 from lab_backup.operations.restore import restore_vm
 from lab_backup.operations.restore_container import restore_container
@@ -39,6 +42,8 @@ from lab_backup.operations.verify import verify
 from lab_backup.repository.repository import Repository
 from lab_backup.security.sealed import unseal
 from lab_backup.sources.podman.restore import Options
+
+MOST_NEWS = 50  # in one message; all are in the inbox
 
 
 def _nothing(_session: Session) -> None:
@@ -336,6 +341,67 @@ def run_inventory(job: Job, tools: Tools, progress: JobProgress) -> Done:
     return Done({"found": len(found)}, record=lambda session: keep(session, host.id, found, datetime.now(UTC)))
 
 
+MARKS: Mapping[str, Callable[[Repository, str], BackupSummary]] = {
+    "protect": protect,
+    "unprotect": unprotect,
+    "undelete": undelete,
+}
+
+
+def run_mark(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Protect a backup, take its protection away, or take its deletion back."""
+    del progress
+    row: BackupRow = tools.row(BackupRow, job.details["backup"], "backup")
+    with tools.repository(row.storage_backend_id) as (storage, repository):
+        made = MARKS[job.details["mark"]](repository, row.backup_id)
+    return Done({"backup": row.backup_id}, record=lambda session: _store_all(session, storage.id, [made]))
+
+
+def run_replicate(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Copy all backups of a storage that another one does not have."""
+    target = UUID(job.details["to"])
+    with tools.repository(job.storage_backend_id) as (_, here), tools.repository(target) as (storage, there):
+        done = replicate(here, there, progress=progress)
+        rows = list_backups(there).backups
+    if done.failed:
+        raise LabBackupError(
+            f"{len(done.failed)} backups were not copied: {done.failed[0].error}",
+            hint="mend what is said, and run it again: what is there is not copied twice",
+        )
+    return Done({"copied": len(done.copied)}, record=lambda session: _replace_all(session, storage.id, rows))
+
+
+def run_notify(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Tell through a channel what is to be told, in one message, so that a bad night is one mail and not a hundred."""
+    del progress
+    channel: NotificationConfig = tools.row(NotificationConfig, job.details["channel"], "channel")
+    place = f"channel/{channel.id}"
+    with tools.sessions() as session:
+        news = unsent(session, channel.id)
+    if not news:
+        return Done({"sent": 0})
+    worst = max((row.severity for row in news), key=SEVERITIES.index)
+    subject = news[0].subject if len(news) == 1 else f"{len(news)} messages, the newest: {news[-1].subject}"
+    text = "\n\n".join(
+        f"{row.created_at:%Y-%m-%d %H:%M} UTC  {row.subject}\n{row.message}" for row in news[-MOST_NEWS:]
+    )
+    try:
+        send(
+            channel.type,
+            unseal(tools.master_key, channel.address, place=place),
+            Message(f"Lab Backup: {subject}", text, worst),
+            secret=unseal(tools.master_key, channel.secret, place=place),
+            trusted=bool(channel.config.get("trusted")),
+        )
+    except LabBackupError as error:
+        with tools.sessions() as session:
+            session.get_one(NotificationConfig, channel.id).problem = error.message
+            session.commit()
+        raise
+    told = [row.id for row in news]
+    return Done({"sent": len(told)}, record=lambda session: mark_sent(session, told, channel.id, datetime.now(UTC)))
+
+
 TASKS: Mapping[str, Callable[[Job, Tools, JobProgress], Done]] = {
     "backup": run_backup,
     "restore": run_restore,
@@ -344,6 +410,9 @@ TASKS: Mapping[str, Callable[[Job, Tools, JobProgress], Done]] = {
     "gc": run_gc,
     "rebuild-catalog": run_rebuild,
     "delete": run_delete,
+    "mark": run_mark,
+    "replicate": run_replicate,
+    "notify": run_notify,
     "usage": run_usage,
     "inventory": run_inventory,
 }

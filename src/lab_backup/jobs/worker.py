@@ -15,15 +15,17 @@ import msgspec
 from redis import Redis
 from redis.exceptions import RedisError
 
-from lab_backup.catalog.base import DatabaseError, Sessions
+from lab_backup.catalog.base import DatabaseError, Session, Sessions
 from lab_backup.catalog.leases import LEASE, Lease, claim, finish, renew, write_line
-from lab_backup.catalog.queue import retry_of
+from lab_backup.catalog.news import announce, severity_of, status_before
+from lab_backup.catalog.queue import new_job, retry_of, waiting
 from lab_backup.catalog.work import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, WARNINGS, Job
 from lab_backup.errors import LabBackupError
 from lab_backup.jobs.progress import JobProgress, StopRequestedError
 from lab_backup.jobs.tasks import TASKS, Done, Tools
 
-BEAT_SECONDS = 1.5
+BEAT_SECONDS = 0.5
+QUIET = {"inventory", "usage", "notify", "gc", "prune", "rebuild-catalog", "mark", "delete"}
 STALLED_SECONDS = 3600.0  # no byte moved for so long: something hangs that no time limit of its own ends
 
 log = logging.getLogger(__name__)
@@ -132,8 +134,29 @@ class Worker:
             again = retry_of(job) if status == INTERRUPTED else None
             session.add_all([*done.follow_up, *([again] if again else [])])
             done.record(session)
+            self._tell(session, job, status, error, done.warnings)
             session.commit()
         return True
+
+    def _tell(self, session: Session, job: Job, status: str, error: str | None, warnings: tuple[str, ...]) -> None:
+        """Let those know who asked for it. What only looks at things tells of itself by its warnings alone."""
+        severity = severity_of(job, status, status_before(session, job))
+        if severity is None or (job.type in QUIET and not (warnings and status == WARNINGS)):
+            return
+        text = "\n".join([error or status, *warnings, f"Job {job.id}"])
+        for channel in announce(
+            session, kind=f"{job.type} {status}", severity=severity, subject=f"{job.title}: {status}", message=text
+        ):
+            if not waiting(session, f"notify/{channel}"):
+                session.add(
+                    new_job(
+                        "notify",
+                        {"channel": str(channel)},
+                        title="send messages",
+                        lock_key=f"notify/{channel}",
+                        priority=8,
+                    )
+                )
 
     @contextmanager
     def _held(self, lease: Lease, progress: JobProgress) -> Iterator[None]:

@@ -98,7 +98,7 @@ def restore_files(
     begun = time.monotonic()
     tell = progress or Silent()
     stored = StoredFileTree(Reader(repository), tree)
-    selection = _Selection(stored, sorted({as_path(path) for path in paths}, key=_order))
+    selection = Selection(stored, sorted({as_path(path) for path in paths}, key=_order))
     for path in selection.paths:
         _find(stored, path)
     tell.start(None, f"restoring files of {backup.manifest.source.name}")
@@ -117,7 +117,7 @@ def restore_files(
     )
 
 
-class _Selection:
+class Selection:
     """Parts of a stored tree, with the folders that lead to them. Implements FileTree."""
 
     def __init__(self, tree: StoredFileTree, paths: Sequence[bytes]) -> None:

@@ -85,5 +85,6 @@ def reset_password(session: Session, username: str, password: str) -> None:
         raise NotFoundError(f"there is no user {username}")
     check_password(password, known=(username, user.email))
     user.password_hash, user.enabled, user.failures, user.locked_until = hash_password(password), True, 0, None
+    user.totp, user.totp_confirmed = None, False
     for kept in session.scalars(select(LoginSession).where(LoginSession.user_id == user.id)):
         session.delete(kept)

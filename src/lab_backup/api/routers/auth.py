@@ -14,7 +14,9 @@ from lab_backup.catalog.people import LoginSession, Setting, User
 from lab_backup.catalog.queries import count_users, session_with, user_named
 from lab_backup.security.passwords import NOBODY, check_password, hash_password, password_fits
 from lab_backup.security.roles import Role
+from lab_backup.security.sealed import unseal
 from lab_backup.security.tokens import ACCESS_LIFE, REFRESH_LIFE, Access, TokenError, digest, make_access, new_secret
+from lab_backup.security.totp import fitting_step
 
 router = APIRouter(tags=["auth"])
 
@@ -25,15 +27,18 @@ SETUP = "setup-token"
 
 @router.post("/auth/login")
 async def login(body: Login, request: Request, context: InContext, db: Db, audit: Audited) -> Tokens:
-    """Sign in. A wrong name and a wrong password look alike; after some failures the account is locked for ever longer."""
+    """Sign in. A wrong name, a wrong password and a wrong or missing code look alike; after some failures the account is locked for ever longer."""
     await limit(context, SIGN_INS, "login", address_of(request))
     now = datetime.now(UTC)
-    refused = TokenError("name or password is wrong, or the account is locked", hint="wait a little, and try again")
+    refused = TokenError(
+        "name, password or code is wrong, or the account is locked", hint="wait a little, and try again"
+    )
     user = await user_named(db, body.username, lock=True)
     fits = await in_thread(
         password_fits, body.password.get_secret_value(), NOBODY if user is None else user.password_hash
     )
     locked = user is not None and user.locked_until is not None and user.locked_until > now
+    fits = fits and user is not None and _second_factor_fits(user, body.code, context, now)
     if user is None or not fits or locked or not user.enabled:
         if user is not None and not fits and not locked:
             user.failures += 1
@@ -111,6 +116,18 @@ async def setup(body: Setup, request: Request, context: InContext, db: Db, audit
     await db.refresh(user)
     await audit(None, "set up", "user", user.id, username=user.username)
     return UserShown.model_validate(user)
+
+
+def _second_factor_fits(user: User, code: str | None, context: Context, now: datetime) -> bool:
+    """Whether the code is right, where one is needed, and was not used before."""
+    if not user.totp_confirmed or user.totp is None:
+        return True
+    step = fitting_step(
+        unseal(context.master_key, user.totp, place=f"totp/{user.id}"), code or "", now=now, after=user.totp_step
+    )
+    if step is not None:
+        user.totp_step = step
+    return step is not None
 
 
 async def _open(db: AsyncSession, context: Context, user: User, request: Request) -> Tokens:

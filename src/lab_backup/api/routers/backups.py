@@ -104,6 +104,41 @@ async def verify_backup(backup_id: UUID, actor: CanOperate, db: Db, audit: Audit
     return await _queued(db, job)
 
 
+async def _mark(db: AsyncSession, backup_id: UUID, mark: str, by: UUID) -> JobShown:
+    row: BackupRow = await get(db, BackupRow, backup_id, "backup")
+    job = new_job(
+        "mark",
+        {"backup": str(row.id), "mark": mark},
+        title=f"{mark} a backup of {row.source_name}",
+        lock_key=f"backup/{row.id}",
+        storage=row.storage_backend_id,
+        requested_by=by,
+        priority=5,
+    )
+    return await _queued(db, job)
+
+
+@router.post("/backups/{backup_id}/protect", status_code=status.HTTP_202_ACCEPTED)
+async def protect_backup(backup_id: UUID, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
+    """Keep a backup from every deletion until its protection is taken away."""
+    await audit(actor, "protect", "backup", backup_id)
+    return await _mark(db, backup_id, "protect", actor.user)
+
+
+@router.delete("/backups/{backup_id}/protect", status_code=status.HTTP_202_ACCEPTED)
+async def unprotect_backup(backup_id: UUID, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
+    """Take the protection of a backup away."""
+    await audit(actor, "unprotect", "backup", backup_id)
+    return await _mark(db, backup_id, "unprotect", actor.user)
+
+
+@router.post("/backups/{backup_id}/undelete", status_code=status.HTTP_202_ACCEPTED)
+async def undelete_backup(backup_id: UUID, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
+    """Take a deletion back, which is possible until the grace period ends."""
+    await audit(actor, "undelete", "backup", backup_id)
+    return await _mark(db, backup_id, "undelete", actor.user)
+
+
 @router.post("/backups/{backup_id}/restore", status_code=status.HTTP_202_ACCEPTED)
 async def restore_backup(backup_id: UUID, body: RestoreCreate, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
     """Restore a backup, after a check that all of it is there."""

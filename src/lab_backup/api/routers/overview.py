@@ -17,8 +17,11 @@ from lab_backup.api.schemas.work import HistoryShown, ProtectionShown
 from lab_backup.catalog.base import DatabaseError
 from lab_backup.catalog.places import Storage
 from lab_backup.catalog.queries import count_users, everything, figures, job_history, protection
+from lab_backup.metrics.service import CONTENT_TYPE, exposition
 
 router = APIRouter(tags=["overview"])
+root = APIRouter(tags=["overview"])
+"""What lies outside of the API's own path, where other programs look for it."""
 
 Format = Literal["json", "csv"]
 
@@ -62,6 +65,12 @@ async def ready(context: InContext, response: Response) -> Health:
 async def metrics(_: CanRead, db: Db) -> dict[str, Any]:
     """Return counts of jobs, the queue's depth, the newest backup of each source, storages and sizes."""
     return await figures(db)
+
+
+@root.get("/metrics", response_class=Response)
+async def prometheus(_: CanRead, db: Db) -> Response:
+    """Return the same figures as Prometheus reads them; a scraper signs in with an API token of a viewer."""
+    return Response(exposition(await figures(db)), media_type=CONTENT_TYPE)
 
 
 def _as_csv(rows: list[Any]) -> Response:

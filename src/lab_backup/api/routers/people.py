@@ -5,8 +5,8 @@ from uuid import UUID
 
 from fastapi import APIRouter, status
 
-from lab_backup.api.access import Audited, CanAdminister, CanRead
-from lab_backup.api.context import Db
+from lab_backup.api.access import SIGN_INS, Actor, Audited, CanAdminister, CanRead, limit
+from lab_backup.api.context import Db, InContext
 from lab_backup.api.problems import ForbiddenError
 from lab_backup.api.schemas.base import InPages, Listed
 from lab_backup.api.schemas.people import (
@@ -16,6 +16,9 @@ from lab_backup.api.schemas.people import (
     TokenCreate,
     TokenMade,
     TokenShown,
+    Totp,
+    TotpCode,
+    TotpRemoval,
     UserCreate,
     UserShown,
     UserUpdate,
@@ -36,7 +39,10 @@ from lab_backup.catalog.queries import (
 from lab_backup.errors import NotFoundError, UsageError
 from lab_backup.security.passwords import check_password, hash_password, password_fits
 from lab_backup.security.roles import Role
+from lab_backup.security.sealed import seal, unseal
 from lab_backup.security.tokens import API_PREFIX, digest, new_secret
+from lab_backup.security.totp import address, fitting_step
+from lab_backup.security.totp import new_secret as new_totp
 
 router = APIRouter(tags=["people"])
 
@@ -57,6 +63,51 @@ async def change_password(body: PasswordChange, actor: CanRead, db: Db, audit: A
         raise UsageError("the current password is wrong")
     await _set_password(db, user, body.new.get_secret_value())
     await audit(actor, "password changed", "user", user.id)
+
+
+@router.post("/me/totp")
+async def enrol(actor: CanRead, context: InContext, db: Db) -> Totp:
+    """Begin a second factor. It counts once a code of it was sent to `me/totp/verify`."""
+    user: User = await _signed_in(actor, db)
+    if user.totp_confirmed:
+        raise UsageError("there is a second factor already", hint="take it away first")
+    secret = new_totp()
+    user.totp = seal(context.master_key, secret, place=f"totp/{user.id}")
+    return Totp(secret=secret, address=address(secret, user.username))
+
+
+@router.post("/me/totp/verify", status_code=status.HTTP_204_NO_CONTENT)
+async def confirm(body: TotpCode, actor: CanRead, context: InContext, db: Db, audit: Audited) -> None:
+    """Make the second factor count: from now on signing in needs a code."""
+    await limit(context, SIGN_INS, "totp", str(actor.user))
+    user: User = await _signed_in(actor, db)
+    if user.totp is None or user.totp_confirmed:
+        raise UsageError("no second factor is being set up", hint="begin with POST /me/totp")
+    secret = unseal(context.master_key, user.totp, place=f"totp/{user.id}")
+    step = fitting_step(secret, body.code, now=datetime.now(UTC), after=user.totp_step)
+    if step is None:
+        raise UsageError("the code is wrong", hint="look at the clock of the device that makes it")
+    user.totp_step, user.totp_confirmed = step, True
+    await audit(actor, "second factor added", "user", user.id)
+
+
+@router.post("/me/totp/disable", status_code=status.HTTP_204_NO_CONTENT)
+async def disable(body: TotpRemoval, actor: CanRead, context: InContext, db: Db, audit: Audited) -> None:
+    """Take the second factor away."""
+    await limit(context, SIGN_INS, "totp", str(actor.user))
+    user: User = await _signed_in(actor, db)
+    if not await in_thread(password_fits, body.password.get_secret_value(), user.password_hash):
+        raise UsageError("the password is wrong")
+    user.totp, user.totp_confirmed = None, False
+    await audit(actor, "second factor removed", "user", user.id)
+
+
+async def _signed_in(actor: Actor, db: AsyncSession) -> User:
+    """Return the person behind a sign-in. Raises ForbiddenError for an API token."""
+    if actor.session is None:
+        raise ForbiddenError("an API token cannot change how a person signs in", hint="sign in")
+    user: User = await get(db, User, actor.user, "user")
+    return user
 
 
 @router.get("/me/sessions")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, status
 from lab_backup.api.access import Actor, Audited, CanAdminister, CanOperate, CanRead
 from lab_backup.api.context import Context, Db, InContext
 from lab_backup.api.schemas.base import InPages, Listed
-from lab_backup.api.schemas.places import Sheet, StorageCreate, StorageShown, StorageUpdate, Usage
+from lab_backup.api.schemas.places import ReplicateCreate, Sheet, StorageCreate, StorageShown, StorageUpdate, Usage
 from lab_backup.api.schemas.work import JobShown
 from lab_backup.api.threads import in_thread
 from lab_backup.catalog.base import AsyncSession
@@ -179,6 +179,30 @@ async def rebuild_catalog(storage_id: UUID, actor: CanAdminister, db: Db, audit:
     """Make the list of backups from the repository alone."""
     await audit(actor, "rebuild catalog", "storage", storage_id)
     return await _queue(db, storage_id, "rebuild-catalog", "list the backups in", actor)
+
+
+@router.post("/storage/{storage_id}/replicate", status_code=status.HTTP_202_ACCEPTED)
+async def replicate_storage(
+    storage_id: UUID, body: ReplicateCreate, actor: CanAdminister, db: Db, audit: Audited
+) -> JobShown:
+    """Copy all backups that another storage does not have there."""
+    row = await get(db, Storage, storage_id, "storage")
+    target = await get(db, Storage, body.to, "storage")
+    if row.id == target.id:
+        raise UsageError("a storage is not copied to itself", hint="choose another one")
+    await audit(actor, "replicate", "storage", storage_id, to=target.name)
+    job = new_job(
+        "replicate",
+        {"to": str(target.id)},
+        title=f"copy {row.name} to {target.name}",
+        lock_key=f"replicate/{row.id}",
+        storage=row.id,
+        requested_by=actor.user,
+    )
+    db.add(job)
+    await db.flush()
+    await db.refresh(job)
+    return JobShown.model_validate(job)
 
 
 @router.post("/storage/{storage_id}/recovery-sheet")

@@ -13,11 +13,15 @@ Username = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0
 Email = Annotated[str, Field(max_length=254, pattern=r"^$|^[^@\s\x00]+@[^@\s\x00]+$")]
 
 
+Code = Annotated[str, Field(pattern=r"^[0-9]{6}$")]
+
+
 class Login(Body):
-    """Name and password."""
+    """Name and password, and the code of the second factor where there is one."""
 
     username: Annotated[str, Field(max_length=64)]
     password: Secret
+    code: Code | None = None
 
 
 class Refresh(Body):
@@ -76,6 +80,7 @@ class UserShown(Shown):
     email: str
     role: Role
     enabled: bool
+    totp_confirmed: bool
     created_at: datetime
     last_login: datetime | None
 
@@ -85,6 +90,25 @@ class PasswordChange(Body):
 
     current: Secret
     new: Secret
+
+
+class Totp(Shown):
+    """The secret of a second factor, shown this once, and the address that authenticators read from a QR code."""
+
+    secret: str
+    address: str
+
+
+class TotpCode(Body):
+    """A code of the second factor."""
+
+    code: Code
+
+
+class TotpRemoval(Body):
+    """The password, which takes the second factor away."""
+
+    password: Secret
 
 
 class SessionShown(Shown):

@@ -106,6 +106,12 @@ class StorageUpdate(Body):
     threshold: Percent | None = None
 
 
+class ReplicateCreate(Body):
+    """Where to copy backups to."""
+
+    to: UUID
+
+
 class StorageShown(Shown):
     """A storage. Sizes in bytes; `problem` says why it could not be opened the last time."""
 

@@ -154,6 +154,19 @@ class LineShown(Shown):
     message: str
 
 
+class FileShown(Shown):
+    """A name in a backup. `mtime` in seconds since 1970, `size` in bytes; `target` is what a link leads to."""
+
+    path: str
+    kind: str
+    mode: str
+    uid: int
+    gid: int
+    size: int
+    mtime: float
+    target: str
+
+
 class ProtectionShown(Shown):
     """A source that is known, with its newest good backup."""
 

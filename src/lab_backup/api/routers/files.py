@@ -1,0 +1,114 @@
+"""Files in backups of containers, volumes and pods: looking at them, and downloading them."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Annotated, Any
+from urllib.parse import quote
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+
+from lab_backup.api.access import Audited, CanOperate
+from lab_backup.api.context import Context, Db, InContext
+from lab_backup.api.schemas.work import FileShown
+from lab_backup.api.threads import in_thread
+from lab_backup.catalog.base import AsyncSession
+from lab_backup.catalog.places import Storage
+from lab_backup.catalog.queries import get
+from lab_backup.catalog.work import BackupRow
+from lab_backup.operations.catalogue import find_backup
+from lab_backup.operations.file_archive import Packed, pack_files
+from lab_backup.operations.files import choose_tree, list_files
+from lab_backup.operations.repositories import open_repository
+from lab_backup.repository.repository import Repository
+from lab_backup.security.sealed import unseal
+
+router = APIRouter(tags=["files"])
+
+InTree = Annotated[
+    str | None, Query(max_length=255, description="A volume of the container; leave it out where there is only one")
+]
+InRootfs = Annotated[bool, Query(description="The container's own files")]
+Place = Annotated[str, Query(max_length=4096)]
+
+
+async def _place(db: AsyncSession, backup_id: UUID) -> tuple[BackupRow, Storage]:
+    row: BackupRow = await get(db, BackupRow, backup_id, "backup")
+    storage: Storage = await get(db, Storage, row.storage_backend_id, "storage")
+    return row, storage
+
+
+def _opened(stack: ExitStack, storage: Storage, context: Context) -> Repository:
+    secret = (
+        None
+        if storage.passphrase is None
+        else unseal(context.master_key, storage.passphrase, place=f"storage/{storage.id}")
+    )
+    return stack.enter_context(open_repository(storage.url, passphrase=secret, cache_directory=context.cache_directory))
+
+
+@router.get("/backups/{backup_id}/files")
+async def look(
+    backup_id: UUID,
+    _: CanOperate,
+    context: InContext,
+    db: Db,
+    volume: InTree = None,
+    rootfs: InRootfs = False,  # noqa: FBT002  a parameter of the address
+    path: Place = "",
+) -> list[FileShown]:
+    """List what lies in a folder of a backup."""
+    row, storage = await _place(db, backup_id)
+    await db.commit()
+
+    def ask() -> list[dict[str, Any]]:
+        with ExitStack() as stack:
+            repository = _opened(stack, storage, context)
+            tree = choose_tree(find_backup(repository, row.backup_id), volume=volume, rootfs=rootfs)
+            return [asdict(item) for item in list_files(repository, tree, path)]
+
+    return [FileShown(**item) for item in await in_thread(ask)]
+
+
+@router.get("/backups/{backup_id}/files/download", response_class=StreamingResponse)
+async def download(
+    backup_id: UUID,
+    actor: CanOperate,
+    context: InContext,
+    db: Db,
+    audit: Audited,
+    path: Annotated[list[Annotated[str, Query(max_length=4096)]], Query(min_length=1, max_length=100)],
+    volume: InTree = None,
+    rootfs: InRootfs = False,  # noqa: FBT002  a parameter of the address
+) -> StreamingResponse:
+    """Download a file as it is, or folders and several files as a tar archive. This is noted."""
+    row, storage = await _place(db, backup_id)
+    await audit(actor, "download", "backup", backup_id, source=row.source_name, paths=", ".join(path)[:500])
+    await db.commit()
+    stack = ExitStack()
+
+    def begin() -> tuple[Packed, bytes]:
+        try:
+            repository = _opened(stack, storage, context)
+            tree = choose_tree(find_backup(repository, row.backup_id), volume=volume, rootfs=rootfs)
+            packed = pack_files(repository, tree, path)
+            return packed, next(packed.pieces, b"")  # what is wrong is told before the first byte goes out
+        except BaseException:
+            stack.close()
+            raise
+
+    packed, first = await in_thread(begin)
+
+    def pieces() -> Iterator[bytes]:
+        with stack:
+            yield first
+            yield from packed.pieces
+
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(packed.name, safe='')}"}
+    if packed.size is not None:
+        headers["Content-Length"] = str(packed.size)
+    return StreamingResponse(
+        pieces(), media_type="application/x-tar" if packed.archive else "application/octet-stream", headers=headers
+    )

@@ -1,0 +1,50 @@
+"""The service's figures in the text format of Prometheus (exposition format 0.0.4)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def exposition(figures: Mapping[str, Any]) -> bytes:
+    """Return the figures as `catalog.queries.figures` gives them, as text."""
+    registry = CollectorRegistry()
+    jobs = Gauge("lab_backup_jobs", "Jobs in the database, by type and status.", ["type", "status"], registry=registry)
+    for row in figures["jobs"]:
+        jobs.labels(row["type"], row["status"]).set(row["count"])
+    Gauge("lab_backup_queue_depth", "Jobs that wait.", registry=registry).set(figures["queue_depth"])
+    last = Gauge(
+        "lab_backup_last_success_timestamp_seconds",
+        "When the newest backup of a source was made.",
+        ["source_type", "source"],
+        registry=registry,
+    )
+    for row in figures["last_success"]:
+        last.labels(row["source_type"], row["source"]).set(row["time"])
+    used = Gauge("lab_backup_storage_used_bytes", "Bytes that a repository takes.", ["storage"], registry=registry)
+    capacity = Gauge("lab_backup_storage_capacity_bytes", "Size of a storage.", ["storage"], registry=registry)
+    reachable = Gauge(
+        "lab_backup_storage_reachable",
+        "Whether a storage could be opened the last time.",
+        ["storage"],
+        registry=registry,
+    )
+    for row in figures["storages"]:
+        reachable.labels(row["name"]).set(row["reachable"])
+        if row["used"] is not None:
+            used.labels(row["name"]).set(row["used"])
+        if row["capacity"] is not None:
+            capacity.labels(row["name"]).set(row["capacity"])
+    for name, key, text in (
+        ("lab_backup_backups", "count", "Backups in the catalog."),
+        (
+            "lab_backup_backups_bytes",
+            "bytes_total",
+            "What the backups would take without deduplication and compression.",
+        ),
+        ("lab_backup_backups_stored_bytes", "bytes_stored", "What the backups had stored when they were made."),
+    ):
+        Gauge(name, text, registry=registry).set(figures["backups"][key])
+    return generate_latest(registry)

@@ -1,0 +1,110 @@
+"""Sending a message through a channel.
+
+A webhook gets JSON with a signature: `X-Lab-Backup-Signature: sha256=HEX`, the HMAC of timestamp, a dot, and the body, the timestamp being in
+`X-Lab-Backup-Timestamp` (seconds since 1970). All else goes through Apprise, without attachments, to the kinds of services that are allowed.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import socket
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import apprise
+import msgspec
+import requests
+from requests.exceptions import RequestException
+
+from lab_backup.errors import LabBackupError, UsageError
+
+TIMEOUT = 10.0
+ALLOWED = (
+    "mailto", "mailtos", "ntfy", "ntfys", "gotify", "gotifys", "matrix", "matrixs", "slack", "discord", "tgram", "msteams", "workflows",
+    "mmost", "mmosts", "rocket", "rockets", "signal", "signals", "pover", "pushbullet", "pbul", "opsgenie", "pagerduty", "twilio", "zulip", "syslog",
+)  # fmt: skip
+
+
+class NotifyError(LabBackupError):
+    """The message was not delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What to tell: `severity` is `info`, `warning` or `error`."""
+
+    subject: str
+    text: str
+    severity: str
+
+
+def check_address(kind: str, address: str) -> None:
+    """Raise UsageError where nothing can be sent to `address` by a channel of this kind, without telling what it holds."""
+    if kind == "webhook":
+        parts = urlsplit(address)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
+            raise UsageError("a webhook's address is http(s)://host/path, without user and password")
+        return
+    scheme = address.partition("://")[0].lower()
+    if scheme not in ALLOWED or apprise.Apprise.instantiate(address, suppress_exceptions=True) is None:
+        raise UsageError(
+            "this is no address that messages can be sent to",
+            hint=f"known: {', '.join(ALLOWED)}; see Apprise's documentation",
+        )
+
+
+def send(kind: str, address: str, message: Message, *, secret: str = "", trusted: bool = False) -> None:
+    """Send a message. Unless `trusted`, a webhook goes to no address of this machine, its link or the cloud's metadata. Raises NotifyError."""
+    check_address(kind, address)
+    if kind == "webhook":
+        _post(address, message, secret, trusted=trusted)
+        return
+    sender = apprise.Apprise(asset=apprise.AppriseAsset(app_id="Lab Backup", app_desc="Lab Backup", async_mode=False))
+    sender.add(address)
+    words = {
+        "info": apprise.NotifyType.INFO,
+        "warning": apprise.NotifyType.WARNING,
+        "error": apprise.NotifyType.FAILURE,
+    }
+    if not sender.notify(
+        body=message.text,
+        title=message.subject,
+        notify_type=words[message.severity],
+        body_format=apprise.NotifyFormat.TEXT,
+    ):
+        raise NotifyError(
+            "the message was not accepted", hint="look at the channel's address, and whether its server can be reached"
+        )
+
+
+def _post(address: str, message: Message, secret: str, *, trusted: bool) -> None:
+    parts = urlsplit(address)
+    if not trusted:
+        _refuse_inner(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    body = msgspec.json.encode({"subject": message.subject, "text": message.text, "severity": message.severity})
+    now = str(int(time.time()))
+    signature = hmac.new(secret.encode(), now.encode() + b"." + body, hashlib.sha256).hexdigest()
+    headers = {
+        "Content-Type": "application/json",
+        "X-Lab-Backup-Timestamp": now,
+        "X-Lab-Backup-Signature": f"sha256={signature}",
+    }
+    try:
+        answer = requests.post(address, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False)
+    except RequestException as error:
+        raise NotifyError(f"the webhook at {parts.hostname} cannot be reached: {type(error).__name__}") from error
+    if not 200 <= answer.status_code < 300:
+        raise NotifyError(f"the webhook at {parts.hostname} answered {answer.status_code}")
+
+
+def _refuse_inner(host: str, port: int) -> None:
+    """Refuse addresses behind which no receiver is, but services that trust who is on this machine."""
+    try:
+        found = {item[4][0] for item in socket.getaddrinfo(host, port, proto=socket.IPPROTO_TCP)}
+    except OSError as error:
+        raise NotifyError(f"the name {host} is not known") from error
+    for text in found:
+        address = ipaddress.ip_address(str(text).partition("%")[0])
+        if address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast:
+            raise NotifyError(f"{host} is on this machine or its link", hint="an administrator can allow it: `trusted`")
