@@ -10,15 +10,17 @@ from lab_backup.errors import UsageError
 DATABASE = "DATABASE_URL"
 REDIS = "REDIS_URL"
 DATA = "LAB_BACKUP_DATA_DIR"
+REQUESTS = "LAB_BACKUP_REQUESTS_PER_MINUTE"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the database and Redis are, and the folder that holds this service's secrets and caches."""
+    """Where the database and Redis are, the folder that holds this service's secrets and caches, and how many requests a person may send."""
 
     database_url: str
     redis_url: str
     data_directory: Path
+    requests_per_minute: int = 1200
 
     @property
     def secrets_directory(self) -> Path:
@@ -41,7 +43,10 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
                 f"{name} is not set",
                 hint="`lab-backup up` sets it by itself; on several hosts give all of them the same database, Redis and secrets",
             )
-    return Settings(_with_driver(values[DATABASE]), values[REDIS], Path(values[DATA]))
+    rate = environment.get(REQUESTS, "1200")
+    if not rate.isascii() or not rate.isdigit() or int(rate) < 1:
+        raise UsageError(f"{REQUESTS} is not a number of requests a minute", hint="such as 1200")
+    return Settings(_with_driver(values[DATABASE]), values[REDIS], Path(values[DATA]), int(rate))
 
 
 def _with_driver(url: str) -> str:

@@ -452,6 +452,13 @@ def test_bad_requests_are_told_what_is_wrong_and_secrets_stay_out(service: Servi
     assert service.ask("POST", "auth/login", {"username": "x", "password": "y" * 2_000_000}).status_code == 413
 
 
+def test_more_requests_than_allowed_are_refused_with_the_time_to_wait(service: Service) -> None:
+    """Twenty tries to sign in a minute from one address; the next one is told when to come back. Runs last: it uses them up."""
+    answers = [service.ask("POST", "auth/login", {"username": "nobody", "password": "x"}) for _ in range(25)]
+    assert answers[-1].status_code == 429
+    assert 0 < int(answers[-1].headers["retry-after"]) <= 60
+
+
 def test_a_service_that_was_killed_goes_on_where_it_was() -> None:
     """SIGKILL of the whole tree's root: all its processes end, and the next start has its users, jobs and keys."""
     with Service() as service:

@@ -30,7 +30,8 @@ def free_port() -> int:
 class Service:
     """A service that runs, with its first administrator. It can be stopped, killed and started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rate: int = 1200) -> None:
+        self.rate = rate
         self.folder = Path(tempfile.mkdtemp(prefix="lb-up-"))
         self.folder.chmod(0o711)  # the database does not run as root
         self.data = self.folder / "data"
@@ -63,7 +64,11 @@ class Service:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "CONTAINER_HOST": f"unix://{self.folder}/no-podman.sock"},
+            env={
+                **os.environ,
+                "CONTAINER_HOST": f"unix://{self.folder}/no-podman.sock",
+                "LAB_BACKUP_REQUESTS_PER_MINUTE": str(self.rate),
+            },
             start_new_session=True,
         )
         assert self.process.stdout is not None

@@ -20,7 +20,6 @@ from lab_backup.catalog.queries import token_with
 from lab_backup.security.roles import Role
 from lab_backup.security.tokens import API_PREFIX, TokenError, digest, read_access
 
-REQUESTS = RateLimitItemPerMinute(1200)
 SIGN_INS = RateLimitItemPerMinute(20)
 
 bearer = HTTPBearer(auto_error=False, description="An access token of POST /auth/login, or an API token")
@@ -83,10 +82,10 @@ async def actor_of(token: str, context: Context, db: AsyncSession) -> Actor:
 async def current(request: Request, credentials: Credentials, context: InContext, db: Db) -> Actor:
     """Return who asks. Raises TokenError, TooManyRequestsError."""
     if credentials is None:
-        await limit(context, REQUESTS, "address", address_of(request))
+        await limit(context, context.requests, "address", address_of(request))
         raise TokenError("this needs a token", hint="sign in: POST /api/v1/auth/login")
     actor = await actor_of(credentials.credentials, context, db)
-    await limit(context, REQUESTS, "user", str(actor.user))
+    await limit(context, context.requests, "user", str(actor.user))
     return actor
 
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
+from limits import RateLimitItemPerMinute
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.storage import storage_from_string
 from redis.asyncio import Redis
@@ -59,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
             audit_key=read_or_make_key(secrets / "audit.key"),
             master_key=read_or_make_key(secrets / "master.key"),
             cache_directory=settings.cache_directory,
+            requests=RateLimitItemPerMinute(settings.requests_per_minute),
         )
         try:
             yield

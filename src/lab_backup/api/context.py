@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends
+from limits import RateLimitItem
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 from starlette.requests import HTTPConnection
@@ -15,7 +16,7 @@ from lab_backup.catalog.base import AsyncSession, AsyncSessions
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Connections, the three keys (of access tokens, of the audit chain, of credentials), and the folder for indexes."""
+    """Connections, the three keys (of access tokens, of the audit chain, of credentials), the folder for indexes, and how many requests one may send."""
 
     sessions: AsyncSessions
     redis: Redis
@@ -24,6 +25,7 @@ class Context:
     audit_key: bytes
     master_key: bytes
     cache_directory: Path
+    requests: RateLimitItem
 
 
 def get_context(connection: HTTPConnection) -> Context:

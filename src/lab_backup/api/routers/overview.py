@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response, status
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
@@ -24,6 +25,7 @@ root = APIRouter(tags=["overview"])
 """What lies outside of the API's own path, where other programs look for it."""
 
 Format = Literal["json", "csv"]
+TABLE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 
 
 class Health(BaseModel):
@@ -67,7 +69,7 @@ async def metrics(_: CanRead, db: Db) -> dict[str, Any]:
     return await figures(db)
 
 
-@root.get("/metrics", response_class=Response)
+@root.get("/metrics", response_class=PlainTextResponse)
 async def prometheus(_: CanRead, db: Db) -> Response:
     """Return the same figures as Prometheus reads them; a scraper signs in with an API token of a viewer."""
     return Response(exposition(await figures(db)), media_type=CONTENT_TYPE)
@@ -87,14 +89,14 @@ def _harmless(value: Any) -> Any:
     return "'" + value if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
 
 
-@router.get("/reports/backup-status", response_model=list[ProtectionShown])
+@router.get("/reports/backup-status", response_model=list[ProtectionShown], responses=TABLE)
 async def backup_status(_: CanRead, db: Db, format: Format = "json") -> Any:  # noqa: A002  the word of the API
     """List every source that is known, with its newest good backup and whether a schedule serves it."""
     rows = [ProtectionShown(**row) for row in await protection(db)]
     return _as_csv(rows) if format == "csv" else rows
 
 
-@router.get("/reports/storage-usage", response_model=list[StorageShown])
+@router.get("/reports/storage-usage", response_model=list[StorageShown], responses=TABLE)
 async def storage_usage(_: CanRead, db: Db, format: Format = "json") -> Any:  # noqa: A002
     """List how full the storages are."""
     found = (await db.scalars(everything(Storage))).all()
@@ -108,7 +110,7 @@ async def storage_usage(_: CanRead, db: Db, format: Format = "json") -> Any:  # 
     return _as_csv(rows) if format == "csv" else rows
 
 
-@router.get("/reports/job-history", response_model=list[HistoryShown])
+@router.get("/reports/job-history", response_model=list[HistoryShown], responses=TABLE)
 async def history(_: CanRead, db: Db, days: Annotated[int, Query(ge=1, le=3660)] = 30, format: Format = "json") -> Any:  # noqa: A002
     """Count jobs by day, type and how they ended."""
     rows = [HistoryShown(**row) for row in await job_history(db, datetime.now(UTC) - timedelta(days=days))]
