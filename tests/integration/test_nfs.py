@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import signal
 import subprocess
 import threading
 from contextlib import closing, suppress
@@ -205,6 +206,12 @@ def test_what_cannot_be_mounted(ganesha: Ganesha, tmp_path: Path, monkeypatch: p
         NFSStorage(away, mounter=mounter(f"sleep 300 & echo $! > {tmp_path}/child; wait", 0.5))
     child = int((tmp_path / "child").read_text())
     wait_until(lambda: has_ended(child))  # what mount(8) started does not mount later
+    (tmp_path / "child").unlink()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        NFSStorage(away, mounter=mounter(f"sleep 300 & echo $! > {tmp_path}/child; wait", 60))
+    interrupted = int((tmp_path / "child").read_text())
+    wait_until(lambda: has_ended(interrupted))  # nor does it when we are interrupted
     told = tmp_path / "told"
     with pytest.raises(StorageError):
         NFSStorage(away, mounter=mounter(f'printf "%s\\n" "$@" > {told}; exit 1'))

@@ -84,10 +84,15 @@ class Mounter:
         ) as process:  # fmt: skip
             try:
                 _, said = process.communicate(timeout=self._timeout)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-                unmount(place, self.kinds, self._timeout)
+            except BaseException as happened:  # a mount that is not waited for must not come late
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                with suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel is left to it
+                    process.communicate(timeout=self._timeout)
+                with suppress(subprocess.TimeoutExpired):
+                    unmount(place, self.kinds, self._timeout)
+                if not isinstance(happened, subprocess.TimeoutExpired):
+                    raise
                 raise TransientStorageError(
                     f"{address.url} could not be mounted within {self._timeout:.0f} seconds",
                     hint="check the server and the network",
