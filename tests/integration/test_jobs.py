@@ -22,9 +22,11 @@ from lab_backup.catalog.leases import claim, finish, renew
 from lab_backup.catalog.migrate import configuration, migrate, newest
 from lab_backup.catalog.places import Container, PodmanHost, Storage
 from lab_backup.catalog.queue import end_abandoned, new_job, take_next
+from lab_backup.catalog.records import known_backups, store_backup
 from lab_backup.catalog.work import Firing, Job, Schedule
 from lab_backup.errors import LabBackupError
 from lab_backup.jobs.beat import Beat
+from lab_backup.jobs.tasks import Listing
 from lab_backup.service.account import service_account
 from lab_backup.service.database import Database
 from lab_backup.service.folders import prepare
@@ -208,6 +210,29 @@ def backups_of(sessions: Sessions, schedule: UUID) -> int:
     """Return how many backups a schedule has asked for."""
     with sessions() as session:
         return len(session.scalars(select(Job).where(Job.schedule_id == schedule, Job.type == "backup")).all())
+
+
+def test_a_backup_that_was_made_while_the_repository_was_listed_stays_in_the_catalog(sessions: Sessions) -> None:
+    """A list from before knows nothing of it. What the catalog knew and the repository has no more goes; what cannot be read stays."""
+    with sessions() as session:
+        storage = Storage(name="s", type="local", url="/nowhere", repository_id="r")
+        session.add(storage)
+        session.flush()
+        for name in ("kept", "gone", "unreadable"):
+            store_backup(session, row_of(storage.id, name))
+        before = known_backups(session, storage.id)
+        store_backup(session, row_of(storage.id, "meanwhile"))
+        Listing(storage.id, [], before - {"kept", "unreadable"}, {"manifests/unreadable": "damaged"}).record(session)
+        assert known_backups(session, storage.id) == {"kept", "unreadable", "meanwhile"}
+
+
+def row_of(storage: UUID, name: str) -> dict[str, object]:
+    """Return the columns of some backup."""
+    return {
+        "backup_id": name, "schedule_id": None, "source_type": "vm", "source_id": "u", "source_name": "web", "backup_type": "full",
+        "consistency": "crash", "tags": [], "status": "complete", "size": 1, "compressed_size": 1, "storage_backend_id": storage,
+        "storage_path": f"manifests/{name}", "checksum": "", "completed_at": NOW, "protected": False, "metadata": {},
+    }  # fmt: skip
 
 
 def test_the_tables_are_what_the_program_believes_and_can_be_taken_down(url: str) -> None:

@@ -31,3 +31,20 @@ def test_a_request_to_stop_ends_the_job_at_its_next_step_and_the_first_reason_co
         progress.note("more")
     with pytest.raises(StopRequestedError):
         progress.start(1, "more")
+
+
+def test_a_job_whose_lease_is_not_renewed_stops_by_itself() -> None:
+    """Also where the thread that renews it hangs in a database that does not answer: the job's own clock decides."""
+    now = [0.0]
+    progress = JobProgress(lambda _level, _text: None, clock=lambda: now[0])
+    progress.start(None, "reading")
+    progress.hold(15)
+    now[0] = 14
+    progress.advance(1)
+    progress.hold(15)
+    now[0] = 28
+    progress.advance(1)
+    now[0] = 29.5
+    with pytest.raises(StopRequestedError) as raised:
+        progress.advance(1)
+    assert raised.value.how == "lost"

@@ -151,6 +151,12 @@ def inbox_of(user: UUID) -> Select[Any]:
     return select(Notification).where(Notification.user_id == user)
 
 
+async def is_asked(session: AsyncSession, lock_key: str) -> bool:
+    """Whether a job with this key waits or runs."""
+    found = select(Job.id).where(Job.lock_key == lock_key, Job.status.in_((QUEUED, RUNNING))).limit(1)
+    return await session.scalar(found) is not None
+
+
 async def is_used(session: AsyncSession, storage: UUID) -> bool:
     """Whether schedules or jobs still need a storage."""
     schedule = await session.scalar(select(Schedule.id).where(Schedule.storage_backend_id == storage).limit(1))

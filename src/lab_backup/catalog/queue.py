@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, aliased
 
 from lab_backup.catalog.base import Json
 from lab_backup.catalog.leases import expired, write_line
-from lab_backup.catalog.work import INTERRUPTED, QUEUED, RUNNING, Job
+from lab_backup.catalog.work import INTERRUPTED, QUEUED, RUNNING, Job, Schedule
 
 SEND_AGAIN = timedelta(seconds=60)
 ATTEMPTS = 2
@@ -36,6 +36,37 @@ def new_job(
         schedule_id=schedule,
         requested_by=requested_by,
         priority=priority,
+    )
+
+
+def backup_job(
+    source_type: str,
+    source: UUID,
+    name: str,
+    storage: UUID,
+    *,
+    backup_id: str,
+    schedule: Schedule | None = None,
+    requested_by: UUID | None = None,
+    full: bool = False,
+) -> Job:
+    """Return the job that backs a source up. The backup's id is decided before, so that a second try can find what the first one published."""
+    details = {
+        "source_type": source_type,
+        "source_id": str(source),
+        "backup_id": backup_id,
+        "full": full,
+        "verify_after": schedule is not None and schedule.verify_after,
+    }
+    return new_job(
+        "backup",
+        details,
+        title=f"back up {name}",
+        lock_key=f"{source_type}/{source}",
+        storage=storage,
+        schedule=None if schedule is None else schedule.id,
+        requested_by=requested_by,
+        priority=0 if requested_by is None else 1,
     )
 
 

@@ -28,14 +28,16 @@ def store_backup(session: Session, values: Mapping[str, Any]) -> None:
     )
 
 
-def forget_backups_but(session: Session, storage: UUID, known: Iterable[str]) -> int:
-    """Remove the rows of backups that the repository does not have any more; return how many. The caller commits."""
-    gone = session.scalars(
-        delete(BackupRow)
-        .where(BackupRow.storage_backend_id == storage, BackupRow.backup_id.not_in(list(known)))
-        .returning(BackupRow.id)
-    ).all()
-    return len(gone)
+def known_backups(session: Session, storage: UUID) -> set[str]:
+    """Return the ids of the backups that the catalog says are in a storage."""
+    return set(session.scalars(select(BackupRow.backup_id).where(BackupRow.storage_backend_id == storage)))
+
+
+def forget_backups(session: Session, storage: UUID, gone: Iterable[str]) -> None:
+    """Remove the rows of backups that the repository does not have any more. The caller commits."""
+    session.execute(
+        delete(BackupRow).where(BackupRow.storage_backend_id == storage, BackupRow.backup_id.in_(list(gone)))
+    )
 
 
 def replace_vms(session: Session, host: UUID, found: Sequence[Mapping[str, Any]], now: datetime) -> None:

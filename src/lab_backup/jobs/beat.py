@@ -11,7 +11,7 @@ from lab_backup.catalog.base import DatabaseError, Session, Sessions
 from lab_backup.catalog.leader import Leader
 from lab_backup.catalog.news import NotificationConfig, unsent
 from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
-from lab_backup.catalog.queue import end_abandoned, new_job, take_next, waiting_or_running
+from lab_backup.catalog.queue import backup_job, end_abandoned, new_job, take_next, waiting_or_running
 from lab_backup.catalog.records import enabled, fire, period_over
 from lab_backup.catalog.work import Job, Schedule
 from lab_backup.errors import LabBackupError
@@ -26,24 +26,6 @@ USAGE = timedelta(hours=1)
 RETENTION = timedelta(days=1)
 
 log = logging.getLogger(__name__)
-
-
-def backup_job(schedule: Schedule, *, title: str, requested_by: UUID | None = None) -> Job:
-    """Return the job of a schedule that is due. The backup's id is decided here, so that a second try can find what the first one published."""
-    return new_job(
-        "backup",
-        {
-            "source_type": schedule.source_type,
-            "source_id": str(schedule.source_id),
-            "backup_id": new_backup_id(),
-            "verify_after": schedule.verify_after,
-        },
-        title=title,
-        lock_key=f"{schedule.source_type}/{schedule.source_id}",
-        storage=schedule.storage_backend_id,
-        schedule=schedule.id,
-        requested_by=requested_by,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +77,16 @@ class Beat:
             if times:
                 schedule.looked_at = now
                 if fire(session, schedule, times[-1]):
-                    session.add(backup_job(schedule, title=f"back up {source_name(session, schedule)}"))
+                    session.add(
+                        backup_job(
+                            schedule.source_type,
+                            schedule.source_id,
+                            source_name(session, schedule),
+                            schedule.storage_backend_id,
+                            backup_id=new_backup_id(),
+                            schedule=schedule,
+                        )
+                    )
                     if len(times) > 1:
                         log.warning("schedule %s missed %d runs", schedule.name, len(times) - 1)
                 session.commit()

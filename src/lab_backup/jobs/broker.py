@@ -5,6 +5,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 TASK = "lab_backup.run_job"
 QUEUE = "default"
@@ -33,10 +34,13 @@ def _broker(redis_url: str) -> str:
 
 
 def sender(app: Celery) -> Callable[[UUID, str], None]:
-    """Return what sends a job's id to the workers of a queue. Raises kombu's OperationalError where the broker is out of reach."""
+    """Return what sends a job's id to the workers of a queue. Raises ConnectionError where the broker is out of reach."""
 
     def send(job: UUID, queue: str) -> None:
         logging.getLogger(__name__).info("sent", extra={"job": str(job)})
-        app.send_task(TASK, args=(str(job),), queue=queue, retry=False)
+        try:
+            app.send_task(TASK, args=(str(job),), queue=queue, retry=False)
+        except OperationalError as error:
+            raise ConnectionError("the broker cannot be reached") from error
 
     return send

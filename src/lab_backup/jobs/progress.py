@@ -37,6 +37,7 @@ class JobProgress:
         self._moved_at = clock()
         self._marks: list[tuple[float, int]] = [(clock(), 0)]
         self._stop: str | None = None
+        self._held_until: float | None = None
 
     def start(self, total_bytes: int | None, what: str) -> None:
         """Begin a phase."""
@@ -60,9 +61,15 @@ class JobProgress:
         self.check()
 
     def check(self) -> None:
-        """Raise StopRequestedError where the job was asked to stop."""
+        """Raise StopRequestedError where the job was asked to stop, or its lease was not renewed in time."""
+        if self._held_until is not None and self._clock() > self._held_until:
+            self.stop("lost")
         if self._stop is not None:
             raise StopRequestedError(self._stop)
+
+    def hold(self, seconds: float) -> None:
+        """Let the job go on for so long from now, unless it is held again: who waits for a database that does not answer stops all the same."""
+        self._held_until = self._clock() + seconds
 
     def stop(self, how: str) -> None:
         """Let the job stop at its next step."""

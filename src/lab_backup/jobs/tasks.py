@@ -1,7 +1,7 @@
 """What each type of job does: values out of its row, an operation, and what is to be remembered of it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,11 +11,13 @@ from uuid import UUID
 import msgspec
 
 from lab_backup.catalog.base import Session, Sessions
+from lab_backup.catalog.credentials import passphrase_of
 from lab_backup.catalog.news import SEVERITIES, NotificationConfig, mark_sent, unsent
 from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
 from lab_backup.catalog.queue import new_job
 from lab_backup.catalog.records import (
-    forget_backups_but,
+    forget_backups,
+    known_backups,
     replace_containers,
     replace_vms,
     retention_of,
@@ -80,11 +82,7 @@ class Tools:
     def repository(self, identity: UUID | None) -> Iterator[tuple[Storage, Repository]]:
         """Open the repository of a storage. What keeps it from being opened is noted on the storage."""
         storage: Storage = self.row(Storage, identity, "storage")
-        secret = (
-            None
-            if storage.passphrase is None
-            else unseal(self.master_key, storage.passphrase, place=f"storage/{storage.id}")
-        )
+        secret = passphrase_of(storage, self.master_key)
         try:
             opened = open_repository(storage.url, passphrase=secret, cache_directory=self.cache_directory)
         except LabBackupError as error:
@@ -255,6 +253,30 @@ def _store_all(session: Session, storage: UUID, rows: list[BackupSummary]) -> No
         store_backup(session, values)
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a repository holds, for the catalog. `gone` are backups that the catalog knew before and the repository does not have."""
+
+    storage: UUID
+    rows: list[BackupSummary]
+    gone: set[str]
+    unreadable: Mapping[str, str]
+
+    def record(self, session: Session) -> None:
+        """Make the catalog say the same. What was backed up since the list was made is left alone."""
+        _store_all(session, self.storage, self.rows)
+        forget_backups(session, self.storage, self.gone)
+
+
+def _listing(tools: Tools, storage: UUID, repository: Repository) -> Listing:
+    with tools.sessions() as session:
+        before = known_backups(session, storage)
+    listed = list_backups(repository)
+    # A backup whose manifest cannot be read is damaged, not gone.
+    there = {row.backup for row in listed.backups} | {path.rpartition("/")[2] for path in listed.unreadable}
+    return Listing(storage, listed.backups, before - there, listed.unreadable)
+
+
 def run_prune(job: Job, tools: Tools, progress: JobProgress) -> Done:
     """Mark as deleted what the retention of a source does not keep: of all its schedules the more generous rule counts, so that none removes what another one keeps."""
     progress.start(None, "deciding what to keep")
@@ -267,34 +289,30 @@ def run_prune(job: Job, tools: Tools, progress: JobProgress) -> Done:
     kept = removed = 0
     with tools.repository(schedule.storage_backend_id) as (storage, repository):
         for kind, identity in sources:
-            done = prune(repository, make_policy(**rules), zone=schedule.timezone, source=f"{kind}/{identity}")
-            kept, removed = kept + done.kept, removed + done.removed
-        rows = list_backups(repository).backups
-    return Done({"kept": kept, "removed": removed}, record=lambda session: _replace_all(session, storage.id, rows))
+            with suppress(NotFoundError):  # the catalog is a copy: the repository may have none of it any more
+                done = prune(repository, make_policy(**rules), zone=schedule.timezone, source=f"{kind}/{identity}")
+                kept, removed = kept + done.kept, removed + done.removed
+        listing = _listing(tools, storage.id, repository)
+    return Done({"kept": kept, "removed": removed}, record=listing.record)
 
 
 def run_gc(job: Job, tools: Tools, progress: JobProgress) -> Done:
     """Give back what no backup needs, then make the catalog say what is left."""
     with tools.repository(job.storage_backend_id) as (storage, repository):
         done = collect(repository, progress=progress)
-        rows = list_backups(repository).backups
-    return Done(_plain(done), record=lambda session: _replace_all(session, storage.id, rows))
-
-
-def _replace_all(session: Session, storage: UUID, rows: list[BackupSummary]) -> None:
-    _store_all(session, storage, rows)
-    forget_backups_but(session, storage, [row.backup for row in rows])
+        listing = _listing(tools, storage.id, repository)
+    return Done(_plain(done), record=listing.record)
 
 
 def run_rebuild(job: Job, tools: Tools, progress: JobProgress) -> Done:
     """Make the catalog's rows of backups from the repository alone."""
     progress.start(None, "reading the repository's list of backups")
     with tools.repository(job.storage_backend_id) as (storage, repository):
-        listed = list_backups(repository)
+        listing = _listing(tools, storage.id, repository)
     return Done(
-        {"backups": len(listed.backups)},
-        tuple(f"{path}: {wrong}" for path, wrong in listed.unreadable.items()),
-        record=lambda session: _replace_all(session, storage.id, listed.backups),
+        {"backups": len(listing.rows)},
+        tuple(f"{path}: {wrong}" for path, wrong in listing.unreadable.items()),
+        record=listing.record,
     )
 
 
@@ -362,13 +380,13 @@ def run_replicate(job: Job, tools: Tools, progress: JobProgress) -> Done:
     target = UUID(job.details["to"])
     with tools.repository(job.storage_backend_id) as (_, here), tools.repository(target) as (storage, there):
         done = replicate(here, there, progress=progress)
-        rows = list_backups(there).backups
+        listing = _listing(tools, storage.id, there)
     if done.failed:
         raise LabBackupError(
             f"{len(done.failed)} backups were not copied: {done.failed[0].error}",
             hint="mend what is said, and run it again: what is there is not copied twice",
         )
-    return Done({"copied": len(done.copied)}, record=lambda session: _replace_all(session, storage.id, rows))
+    return Done({"copied": len(done.copied)}, record=listing.record)
 
 
 def run_notify(job: Job, tools: Tools, progress: JobProgress) -> Done:

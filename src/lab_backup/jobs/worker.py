@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,22 +172,20 @@ class Worker:
 
     def _hold(self, lease: Lease, progress: JobProgress, over: Event) -> None:
         """Renew the lease until the job is over. Who cannot renew it lets the job stop before others take it for dead."""
-        lives = LEASE.total_seconds()
-        unanswered = 0.0
+        safe = LEASE.total_seconds() / 2  # the rest is for what cannot be stopped at once
+        progress.hold(safe)
         while not over.wait(BEAT_SECONDS):
             state = progress.state()
+            asked = time.monotonic()
             try:
                 with self.sessions() as session:
                     held = renew(session, lease, state)
             except DatabaseError:
-                unanswered += BEAT_SECONDS
-                if unanswered > lives / 2:
-                    progress.stop("lost")
                 continue
-            unanswered = 0.0
             if held is None:
                 progress.stop("lost")
                 return
+            progress.hold(safe - (time.monotonic() - asked))
             if held.stop:
                 progress.stop(held.stop)
             if progress.idle_seconds > STALLED_SECONDS:

@@ -9,6 +9,7 @@ from lab_backup.errors import NotFoundError
 from lab_backup.filetree import FileContent, FileKind, FileRecord, FileTree
 from lab_backup.operations.files import Selection, as_path
 from lab_backup.path_text import shown
+from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.manifest import TreeEntry
 from lab_backup.repository.reader import Reader
 from lab_backup.repository.repository import Repository
@@ -68,7 +69,7 @@ def _archive(tree: FileTree) -> Iterator[bytes]:
             record = waiting.popleft()
             if record.path == content.record.path:
                 break
-            yield _header(record)
+            yield _other(record)
         yield _header(content.record)
         size = 0
         for piece in _data(content):
@@ -76,8 +77,15 @@ def _archive(tree: FileTree) -> Iterator[bytes]:
             yield piece
         yield bytes(-size % tarfile.BLOCKSIZE)
     for record in waiting:
-        yield _header(record)
+        yield _other(record)
     yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _other(record: FileRecord) -> bytes:
+    """Return the header of what has no content. A file without one cannot be sent as if it were empty."""
+    if record.kind is FileKind.FILE:
+        raise DamagedError(f"the content of {shown(record.path)} is not in the backup", hint="see: lab-backup verify")
+    return _header(record)
 
 
 def _header(record: FileRecord) -> bytes:
@@ -102,7 +110,13 @@ def _data(content: FileContent) -> Iterator[bytes]:
         for offset in range(extent.offset, extent.end, _PIECE):
             length = min(_PIECE, extent.end - offset, left)
             piece = bytearray(length)
-            if not extent.zero:
-                content.read_into(offset, memoryview(piece))
+            if not extent.zero and content.read_into(offset, memoryview(piece)) != length:
+                raise _short(content.record)
             left -= length
             yield bytes(piece)
+    if left:
+        raise _short(content.record)
+
+
+def _short(record: FileRecord) -> DamagedError:
+    return DamagedError(f"the content of {shown(record.path)} ends too early", hint="see: lab-backup verify")

@@ -7,16 +7,17 @@ from fastapi import APIRouter, status
 from lab_backup.api.access import Audited, CanOperate, CanRead
 from lab_backup.api.context import Db
 from lab_backup.api.problems import ForbiddenError
-from lab_backup.api.routers.schedules import backup_job, source_row
+from lab_backup.api.routers.schedules import source_row
 from lab_backup.api.schemas.base import InPages, Listed
 from lab_backup.api.schemas.work import BackupCreate, BackupShown, JobShown, RestoreCreate, SourceType
 from lab_backup.catalog.base import AsyncSession
 from lab_backup.catalog.paging import page
 from lab_backup.catalog.places import KvmHost, PodmanHost, Storage
 from lab_backup.catalog.queries import backups, get, only_host
-from lab_backup.catalog.queue import new_job
+from lab_backup.catalog.queue import backup_job, new_job
 from lab_backup.catalog.work import BackupRow, Job
 from lab_backup.errors import BusyError, UsageError
+from lab_backup.repository.session import new_backup_id
 from lab_backup.security.roles import Role
 
 router = APIRouter(tags=["backups"])
@@ -60,7 +61,16 @@ async def create_backup(body: BackupCreate, actor: CanOperate, db: Db, audit: Au
     await get(db, Storage, body.storage_backend_id, "storage")
     await audit(actor, "back up", body.source_type, body.source_id, storage=body.storage_backend_id)
     return await _queued(
-        db, backup_job(source, body.source_type, body.storage_backend_id, by=actor.user, full=body.full)
+        db,
+        backup_job(
+            body.source_type,
+            source.id,
+            source.name,
+            body.storage_backend_id,
+            backup_id=new_backup_id(),
+            requested_by=actor.user,
+            full=body.full,
+        ),
     )
 
 

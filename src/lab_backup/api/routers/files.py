@@ -1,8 +1,8 @@
 """Files in backups of containers, volumes and pods: looking at them, and downloading them."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import chain
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
@@ -15,6 +15,7 @@ from lab_backup.api.context import Context, Db, InContext
 from lab_backup.api.schemas.work import FileShown
 from lab_backup.api.threads import in_thread
 from lab_backup.catalog.base import AsyncSession
+from lab_backup.catalog.credentials import passphrase_of
 from lab_backup.catalog.places import Storage
 from lab_backup.catalog.queries import get
 from lab_backup.catalog.work import BackupRow
@@ -23,7 +24,6 @@ from lab_backup.operations.file_archive import Packed, pack_files
 from lab_backup.operations.files import choose_tree, list_files
 from lab_backup.operations.repositories import open_repository
 from lab_backup.repository.repository import Repository
-from lab_backup.security.sealed import unseal
 
 router = APIRouter(tags=["files"])
 
@@ -40,13 +40,9 @@ async def _place(db: AsyncSession, backup_id: UUID) -> tuple[BackupRow, Storage]
     return row, storage
 
 
-def _opened(stack: ExitStack, storage: Storage, context: Context) -> Repository:
-    secret = (
-        None
-        if storage.passphrase is None
-        else unseal(context.master_key, storage.passphrase, place=f"storage/{storage.id}")
-    )
-    return stack.enter_context(open_repository(storage.url, passphrase=secret, cache_directory=context.cache_directory))
+def _opened(storage: Storage, context: Context) -> Repository:
+    secret = passphrase_of(storage, context.master_key)
+    return open_repository(storage.url, passphrase=secret, cache_directory=context.cache_directory)
 
 
 @router.get("/backups/{backup_id}/files")
@@ -64,8 +60,7 @@ async def look(
     await db.commit()
 
     def ask() -> list[dict[str, Any]]:
-        with ExitStack() as stack:
-            repository = _opened(stack, storage, context)
+        with _opened(storage, context) as repository:
             tree = choose_tree(find_backup(repository, row.backup_id), volume=volume, rootfs=rootfs)
             return [asdict(item) for item in list_files(repository, tree, path)]
 
@@ -87,28 +82,27 @@ async def download(
     row, storage = await _place(db, backup_id)
     await audit(actor, "download", "backup", backup_id, source=row.source_name, paths=", ".join(path)[:500])
     await db.commit()
-    stack = ExitStack()
 
-    def begin() -> tuple[Packed, bytes]:
-        try:
-            repository = _opened(stack, storage, context)
+    def stream() -> Iterator[Packed | bytes]:
+        """Yield what is sent, then its pieces. It was begun when somebody leaves, and so closes the repository by itself."""
+        with _opened(storage, context) as repository:
             tree = choose_tree(find_backup(repository, row.backup_id), volume=volume, rootfs=rootfs)
             packed = pack_files(repository, tree, path)
-            return packed, next(packed.pieces, b"")  # what is wrong is told before the first byte goes out
-        except BaseException:
-            stack.close()
-            raise
-
-    packed, first = await in_thread(begin)
-
-    def pieces() -> Iterator[bytes]:
-        with stack:
-            yield first
+            yield packed
             yield from packed.pieces
 
+    def begin() -> tuple[Packed, Iterator[Any]]:
+        pieces = stream()
+        packed = next(pieces)
+        first = next(pieces, b"")  # what is wrong is told before the first byte goes out
+        if not isinstance(packed, Packed):
+            raise TypeError("the stream begins with what it is")
+        return packed, chain([first], pieces)
+
+    packed, pieces = await in_thread(begin)
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(packed.name, safe='')}"}
     if packed.size is not None:
         headers["Content-Length"] = str(packed.size)
     return StreamingResponse(
-        pieces(), media_type="application/x-tar" if packed.archive else "application/octet-stream", headers=headers
+        pieces, media_type="application/x-tar" if packed.archive else "application/octet-stream", headers=headers
     )

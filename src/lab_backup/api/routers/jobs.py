@@ -24,7 +24,7 @@ async def list_jobs(
     db: Db,
     paging: InPages,
     status: str | None = None,
-    type: str | None = None,  # noqa: A002
+    type: str | None = None,  # noqa: A002  the word of the API
     schedule: UUID | None = None,
 ) -> Listed[JobShown]:
     """List jobs. Those that look at hosts and storages in the background are left out unless `type` asks for them."""

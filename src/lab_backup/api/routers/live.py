@@ -6,6 +6,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from lab_backup.api.access import actor_of
@@ -85,10 +86,10 @@ async def _follow(socket: WebSocket, context: Context, channel: str, job_id: UUI
 
 
 async def _pass_on(
-    socket: WebSocket, context: Context, news: object, job_id: UUID | None, gone: "asyncio.Task[None]"
+    socket: WebSocket, context: Context, news: PubSub, job_id: UUID | None, gone: "asyncio.Task[None]"
 ) -> None:
     while not gone.done():
-        message = await news.get_message(timeout=QUIET)  # type: ignore[attr-defined]
+        message = await news.get_message(timeout=QUIET)
         if message is None:
             state = await _state(context, job_id) if job_id is not None else {"status": "quiet"}
         else:

@@ -97,7 +97,7 @@ async def backup_status(_: CanRead, db: Db, format: Format = "json") -> Any:  # 
 
 
 @router.get("/reports/storage-usage", response_model=list[StorageShown], responses=TABLE)
-async def storage_usage(_: CanRead, db: Db, format: Format = "json") -> Any:  # noqa: A002
+async def storage_usage(_: CanRead, db: Db, format: Format = "json") -> Any:  # noqa: A002  the word of the API
     """List how full the storages are."""
     found = (await db.scalars(everything(Storage))).all()
     rows = [
@@ -111,7 +111,7 @@ async def storage_usage(_: CanRead, db: Db, format: Format = "json") -> Any:  # 
 
 
 @router.get("/reports/job-history", response_model=list[HistoryShown], responses=TABLE)
-async def history(_: CanRead, db: Db, days: Annotated[int, Query(ge=1, le=3660)] = 30, format: Format = "json") -> Any:  # noqa: A002
+async def history(_: CanRead, db: Db, days: Annotated[int, Query(ge=1, le=3660)] = 30, format: Format = "json") -> Any:  # noqa: A002  the word of the API
     """Count jobs by day, type and how they ended."""
     rows = [HistoryShown(**row) for row in await job_history(db, datetime.now(UTC) - timedelta(days=days))]
     return _as_csv(rows) if format == "csv" else rows

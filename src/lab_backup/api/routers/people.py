@@ -54,8 +54,9 @@ async def me(actor: CanRead, db: Db) -> UserShown:
 
 
 @router.post("/me/password", status_code=status.HTTP_204_NO_CONTENT)
-async def change_password(body: PasswordChange, actor: CanRead, db: Db, audit: Audited) -> None:
+async def change_password(body: PasswordChange, actor: CanRead, context: InContext, db: Db, audit: Audited) -> None:
     """Change the own password; all sessions end."""
+    await limit(context, SIGN_INS, "password", str(actor.user))
     if actor.session is None:
         raise ForbiddenError("an API token cannot change a password", hint="sign in")
     user = await get(db, User, actor.user, "user")

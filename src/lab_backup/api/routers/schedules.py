@@ -14,8 +14,8 @@ from lab_backup.catalog.base import AsyncSession
 from lab_backup.catalog.paging import page
 from lab_backup.catalog.places import Container, Storage, Vm
 from lab_backup.catalog.queries import everything, get, refuse_taken
-from lab_backup.catalog.queue import new_job
-from lab_backup.catalog.work import Job, Schedule
+from lab_backup.catalog.queue import backup_job
+from lab_backup.catalog.work import Schedule
 from lab_backup.operations.prune import parse_zone
 from lab_backup.policy.cron import next_runs
 from lab_backup.repository.session import new_backup_id
@@ -29,35 +29,6 @@ async def source_row(db: AsyncSession, source_type: str, source_id: UUID) -> Vm 
         db, Vm if source_type == "vm" else Container, source_id, "VM" if source_type == "vm" else "container"
     )
     return found
-
-
-def backup_job(
-    source: Vm | Container,
-    source_type: str,
-    storage: UUID,
-    *,
-    by: UUID,
-    schedule: Schedule | None = None,
-    full: bool = False,
-) -> Job:
-    """Return the job that backs a source up now. The backup's id is decided here, so that a second try finds what the first one published."""
-    details = {
-        "source_type": source_type,
-        "source_id": str(source.id),
-        "backup_id": new_backup_id(),
-        "full": full,
-        "verify_after": schedule is not None and schedule.verify_after,
-    }
-    return new_job(
-        "backup",
-        details,
-        title=f"back up {source.name}",
-        lock_key=f"{source_type}/{source.id}",
-        storage=storage,
-        schedule=None if schedule is None else schedule.id,
-        requested_by=by,
-        priority=1,
-    )
 
 
 @router.get("/schedules")
@@ -136,7 +107,15 @@ async def run_schedule(schedule_id: UUID, actor: CanOperate, db: Db, audit: Audi
     """Back up now what the schedule backs up."""
     row: Schedule = await get(db, Schedule, schedule_id, "schedule")
     source = await source_row(db, row.source_type, row.source_id)
-    job = backup_job(source, row.source_type, row.storage_backend_id, by=actor.user, schedule=row)
+    job = backup_job(
+        row.source_type,
+        source.id,
+        source.name,
+        row.storage_backend_id,
+        backup_id=new_backup_id(),
+        schedule=row,
+        requested_by=actor.user,
+    )
     db.add(job)
     await db.flush()
     await db.refresh(job)

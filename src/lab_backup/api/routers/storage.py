@@ -12,9 +12,10 @@ from lab_backup.api.schemas.places import ReplicateCreate, Sheet, StorageCreate,
 from lab_backup.api.schemas.work import JobShown
 from lab_backup.api.threads import in_thread
 from lab_backup.catalog.base import AsyncSession
+from lab_backup.catalog.credentials import keep_passphrase, passphrase_of
 from lab_backup.catalog.paging import page
 from lab_backup.catalog.places import Storage
-from lab_backup.catalog.queries import everything, get, is_used, refuse_taken
+from lab_backup.catalog.queries import everything, get, is_asked, is_used, refuse_taken
 from lab_backup.catalog.queue import new_job
 from lab_backup.catalog.work import Job
 from lab_backup.errors import BusyError, UsageError
@@ -25,7 +26,6 @@ from lab_backup.operations.repositories import (
     recovery_sheet,
     repository_info,
 )
-from lab_backup.security.sealed import seal, unseal
 
 router = APIRouter(tags=["storage"])
 
@@ -68,17 +68,16 @@ async def create_storage(
     secret = None if body.passphrase is None else body.passphrase.get_secret_value()
     info = await in_thread(_adopt if body.existing else _init, body, secret, context)
     await refuse_taken(db, Storage.repository_id, info.id, "the repository")
-    identity = uuid4()
     row = Storage(
-        id=identity,
+        id=uuid4(),
         name=body.name,
         type=_kind(body.url),
         url=body.url,
         repository_id=info.id,
         config={"chunk_size": info.chunk_size, "compression": info.compression},
-        passphrase=None if secret is None else seal(context.master_key, secret, place=f"storage/{identity}"),
         threshold=body.threshold,
     )
+    keep_passphrase(row, secret, context.master_key)
     db.add(row)
     await db.flush()
     await db.refresh(row)
@@ -140,7 +139,8 @@ async def forget_storage(storage_id: UUID, actor: CanAdminister, db: Db, audit: 
 async def usage(storage_id: UUID, _: CanRead, db: Db) -> Usage:
     """Tell how full a storage was when it was last asked; it is asked again in the background."""
     row = await get(db, Storage, storage_id, "storage")
-    if row.seen_at is None or (datetime.now(UTC) - row.seen_at).total_seconds() > 60:
+    old = row.seen_at is None or (datetime.now(UTC) - row.seen_at).total_seconds() > 60
+    if old and not await is_asked(db, f"usage/{row.id}"):
         db.add(_usage_of(row))
     return Usage.model_validate(row)
 
@@ -212,7 +212,7 @@ async def sheet(storage_id: UUID, actor: CanAdminister, context: InContext, db: 
     if row.passphrase is None:
         raise UsageError("the repository is not encrypted, so there is no key to keep")
     await audit(actor, "recovery sheet", "storage", storage_id)
-    secret = unseal(context.master_key, row.passphrase, place=f"storage/{row.id}")
+    secret = passphrase_of(row, context.master_key)
 
     def print_sheet() -> str:
         with open_repository(row.url, passphrase=secret, cache_directory=context.cache_directory) as repository:
