@@ -1,6 +1,7 @@
 """The backups in a repository: listing, finding, marking, removing manifests."""
 
 import re
+from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
@@ -11,10 +12,11 @@ from lab_backup.repository import manifest as manifests
 from lab_backup.repository import marks
 from lab_backup.repository.envelope import Kind
 from lab_backup.repository.errors import BackupNotFoundError, DamagedError, NewerVersionError
+from lab_backup.repository.immutability import Locks, last_readable
 from lab_backup.repository.manifest import Manifest
 from lab_backup.repository.marks import Mark, MarkKind, MarkValue, State, StoredMark
 from lab_backup.repository.repository import Repository
-from lab_backup.storage.base import ObjectNotFoundError
+from lab_backup.storage.base import ObjectLockedError, ObjectNotFoundError
 
 MIN_PREFIX = 4  # hexadecimal characters of an id that a person may abbreviate it to
 
@@ -42,13 +44,14 @@ class Backups:
         """Look into `repository`."""
         self._repository = repository
         self.damaged: dict[str, Unreadable] = {}  # object paths that the last listing could not read
+        self.keeping: list[str] = []  # object paths of the marks that keep a backup, as of the last listing
 
     def all(self) -> list[Backup]:
         """Return every readable backup, oldest first; what is not readable is left in `damaged`.
 
         One that is dated later than the storage got it was made by a host whose clock is ahead: then the storage's time counts.
         """
-        self.damaged = {}
+        self.damaged, self.keeping = {}, []
         stored = {info.path: info.modified for info in self._repository.storage.list(manifests.PREFIX)}
         found = {}
         for path, payload in self._repository.read_cached(Kind.MANIFEST, manifests.PREFIX, set(stored)):
@@ -82,6 +85,8 @@ class Backups:
                 self.damaged[path] = error
                 continue
             grouped.setdefault(mark.backup, []).append(StoredMark(path=path, mark=mark, modified=infos[path].modified))
+            if marks.keeps(mark):
+                self.keeping.append(path)
         return {backup_id: marks.fold(stored) for backup_id, stored in grouped.items()}
 
     def marks(self, backup_id: str) -> list[StoredMark]:
@@ -163,23 +168,29 @@ class Backups:
     ) -> datetime:
         """Record a statement about a backup, durably; it overrules earlier ones of its kind, which then go.
 
+        One that keeps the backup is locked as the backup is: whoever removed it could put an old mark of deletion back.
         Returns when that was, by the storage's clock.
         """
         existing = self.marks(backup_id)
         path = marks.new_path(backup_id, existing)
-        payload = msgspec.json.encode(Mark(backup=backup_id, kind=kind, value=value, time=time, by=by, reason=reason))
+        mark = Mark(backup=backup_id, kind=kind, value=value, time=time, by=by, reason=reason)
+        payload = msgspec.json.encode(mark)
         self._repository.storage_full_safe(lambda: self._repository.put_object(Kind.MARK, path, payload))
         try:
             made = self._repository.storage.stat(path).modified
         except ObjectNotFoundError:  # overruled already
             made = self._repository.clock()
+        if marks.keeps(mark) and self._repository.storage.locks:
+            Locks(self._repository, last_readable(self._repository)).extend([path], now=made, removable=True)
         for stored in existing:
             if stored.mark.kind == kind:
-                self._repository.storage.delete(stored.path)
+                with suppress(ObjectLockedError):  # ours overrules it all the same
+                    self._repository.storage.delete(stored.path)
         return made
 
     def remove(self, backup_id: str) -> None:
-        """Delete the manifest, then its marks. What it refers to is garbage from then on."""
+        """Delete the manifest, then its marks. What it refers to is garbage from then on. Marks that are locked are left to a later collection."""
         self._repository.storage.delete(manifests.path(backup_id))
         for info in list(self._repository.storage.list(f"{marks.PREFIX}/{backup_id}")):
-            self._repository.storage.delete(info.path)
+            with suppress(ObjectLockedError):
+                self._repository.storage.delete(info.path)

@@ -27,6 +27,7 @@ from lab_backup.repository.immutability import IMMUTABILITY, Statement
 from lab_backup.repository.keys import KeySlot
 from lab_backup.repository.live_set import LiveSet
 from lab_backup.repository.marks import Verification
+from lab_backup.repository.one_object import read_object
 from lab_backup.repository.pack import Entry, PackInfo, PackKind
 from lab_backup.repository.ranges import ranges
 from lab_backup.repository.reader import Reader
@@ -143,7 +144,7 @@ class Checker:
                     self._note(info.path, error)
         for info in storage.list(KEYS):
             try:
-                intact = parse(storage.read(info.path), KeySlot, info.path).intact
+                intact = parse(read_object(storage, info.path), KeySlot, info.path).intact
             except ObjectNotFoundError:
                 continue
             except DamagedError:

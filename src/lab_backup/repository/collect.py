@@ -6,23 +6,24 @@ Why no race loses data is in `docs/format/concurrency.md`, step by step.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
 
-from lab_backup.errors import BusyError, UsageError
+from lab_backup.errors import BusyError, LabBackupError, UsageError
 from lab_backup.repository import manifest as manifests
 from lab_backup.repository import marks
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.envelope import Kind
-from lab_backup.repository.errors import DamagedError, NewerVersionError
+from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.immutability import Locks, head_objects, last_readable, promised
 from lab_backup.repository.index_merge import SETTLED, IndexMerger
 from lab_backup.repository.live_set import LiveSet, remove_leftovers
 from lab_backup.repository.pack import PACKS, pack_path
 from lab_backup.repository.repack import Repacker
-from lab_backup.repository.repository import CONDEMNED, INDEX, LEASES, REMOVED, Repository
+from lab_backup.repository.repository import CONDEMNED, INDEX, LEASES, REMOVED, PackList, Repository
 from lab_backup.repository.session import LOOK_AGAIN
 from lab_backup.repository.survey import Survey, Surveyor
 from lab_backup.repository.sweep import Result, Sweeper
@@ -75,6 +76,7 @@ class Collector:
         self._repacker = Repacker(repository, self._sweeper, grace=self._grace)
         self._merger = IndexMerger(repository, self._surveyor, self._sweeper, grace=self._grace)
         self._locks = Locks(repository, timedelta())
+        self._prolonged = False
         self.result = self._sweeper.result
 
     def run(self, *, dry_run: bool = False) -> Result:
@@ -84,15 +86,21 @@ class Collector:
         """
         self._sweeper.now = self._repository.clock()
         self._check_leases()
+        try:
+            self._collect(dry_run=dry_run)
+        except LabBackupError:
+            # Otherwise whoever spoils one object would have to wait only until all locks have run out.
+            if not dry_run and not self._prolonged:
+                with suppress(LabBackupError):
+                    self._hold_on(last_readable(self._repository))
+            raise
+        return self.result
+
+    def _collect(self, *, dry_run: bool) -> None:
         running_since = self._running_since()  # before the manifests: who has no lease any more has published
         self._step("reading the index")
         self._repository.synchronise()
-        try:
-            period = promised(self._repository)
-        except DamagedError:
-            if not dry_run:
-                self._hold_on(last_readable(self._repository))
-            raise
+        period = promised(self._repository)
         self._locks = Locks(self._repository, period)
         doomed = [
             backup for backup in self._expired_backups() if not self._sweeper.is_locked(manifests.path(backup.id))
@@ -106,20 +114,14 @@ class Collector:
         self._step("finding what is in use")
         with LiveSet(self._directory) as live:
             ignore = {backup.id for backup in doomed} if dry_run else set()
-            try:
-                survey = self._surveyor.survey(live, ignore=ignore, locking=bool(period))
-            except (DamagedError, NewerVersionError):
-                # Otherwise whoever spoils one object would have to wait only until all locks have run out.
-                if not dry_run:
-                    self._hold_on(period)
-                raise
-            if period and not dry_run:
-                self._prolong(survey)
+            survey = self._surveyor.survey(live, ignore=ignore, locking=bool(period))
+            kept = self._prolong(survey) if period and not dry_run else []
             self._decide(survey, live, running_since, dry_run=dry_run)
         if not dry_run:
+            if period:
+                self._prolong_lists(kept)
             self._repository.restore_reserve()
             self._clean()
-        return self.result
 
     # --- who else is here, and what is left over ---
 
@@ -147,22 +149,37 @@ class Collector:
 
     # --- what is to be locked ---
 
-    def _prolong(self, survey: Survey) -> None:
-        """Let everything be locked for long enough that backups need which are not deleted."""
+    def _prolong(self, survey: Survey) -> list[str]:
+        """Let everything be locked for long enough that backups need which are not deleted, and what opens the repository; return what that is."""
         self._step("prolonging locks")
         packs = [pack_path(pack_id) for pack_id in sorted(survey.kept) if pack_id in survey.stored]
-        self._extend([*packs, *(manifests.path(backup_id) for backup_id in survey.backups)])
-
-    def _extend(self, kept: list[str]) -> None:
-        """Prolong the locks of `kept`, of what is needed to find it, and of what opens the repository."""
-        storage = self._repository.storage
-        rest = [info.path for prefix in (INDEX, CONDEMNED, REMOVED) for info in storage.list(prefix)]
+        backups = set(survey.backups)
+        keeping = [path for path in self._backups.keeping if path.split("/")[1] in backups]
         head = head_objects(self._repository)
-        every = [*kept, *rest, *head]
-        if not self._locks.check(head, kept, now=self._sweeper.now):
+        kept = [*packs, *map(manifests.path, survey.backups), *keeping]
+        if not self._locks.check(head, kept, self._lists(), now=self._sweeper.now):
             self.result.notes.append("objects that should have been locked were not: all locks are laid anew")
-        self.result.objects_prolonged = self._locks.extend(every, now=self._sweeper.now, removable=True)
-        self._locks.forget(every)
+        self._extend([*kept, *head])
+        return [*kept, *head]
+
+    def _lists(self) -> list[str]:
+        """Return what is needed to find a pack, or not to use it: index objects, and the lists that can be read."""
+        storage = self._repository.storage
+        found = [info.path for prefix in (INDEX, CONDEMNED, REMOVED) for info in storage.list(prefix)]
+        return [path for path in found if path not in self._repository.unreadable]
+
+    def _prolong_lists(self, kept: list[str]) -> None:
+        """Prolong the locks of index objects and lists, but not of those that would be gone already if they were not locked."""
+        lists = [path for path in self._lists() if path not in self._sweeper.locked]
+        self._extend(lists)
+        self._locks.forget([*kept, *lists, *self._sweeper.written])
+        self._prolonged = True
+
+    def _extend(self, paths: list[str]) -> None:
+        self.result.objects_prolonged += self._locks.extend(paths, now=self._sweeper.now, removable=True)
+        for path, error in self._locks.refused.items():
+            self.result.notes.append(f"{path} cannot be locked: {error}")
+        self._locks.refused.clear()
 
     def _hold_on(self, period: timedelta) -> None:
         """Where nobody can tell what is needed, let everything stay locked but backups that are marked as deleted."""
@@ -171,7 +188,8 @@ class Collector:
         self._step("prolonging locks")
         self._locks = Locks(self._repository, period)
         there = [manifests.path(backup.id) for backup in self._backups.all() if backup.state.deleted is None]
-        self._extend([*(info.path for info in self._repository.storage.list(PACKS)), *there])
+        packs = [info.path for info in self._repository.storage.list(PACKS)]
+        self._extend([*packs, *there, *self._backups.keeping, *head_objects(self._repository), *self._lists()])
 
     def _lock_written(self) -> None:
         """Lock what this collection wrote that backups rely on from now on, such as copies of what they need."""
@@ -235,10 +253,10 @@ class Collector:
             result.notes.append(f"{survey.missing} chunks that backups need are missing: run lab-backup verify")
         lists = {info: self._sweeper.read_list(Kind.CONDEMNED, info.path) for info in list(storage.list(CONDEMNED))}
         ripe: set[bytes] = set()
-        for info, packs in lists.items():
+        for info, found in lists.items():
             if self._sweeper.exclusive or self._sweeper.age(info) >= self._grace:
-                ripe |= packs
-        condemned = {pack for packs in lists.values() for pack in packs}
+                ripe |= found.ids
+        condemned = {pack for found in lists.values() for pack in found.ids}
         spared = ripe & survey.live.keys()
         removable = {pack for pack in ripe - spared - survey.removed if not self._sweeper.is_locked(pack_path(pack))}
         unused = {
@@ -280,24 +298,34 @@ class Collector:
         self._lock_written()
         self._drop_condemned(lists, survey)
 
-    def _drop_condemned(self, lists: dict[ObjectInfo, set[bytes]], survey: Survey) -> None:
+    def _drop_condemned(self, lists: dict[ObjectInfo, PackList], survey: Survey) -> None:
         """Delete the lists all of whose packs were removed, once everybody sees that: what is condemned is never usable again."""
         gone = set(survey.removed)
         for info in self._repository.storage.list(REMOVED):
             if not self._sweeper.exclusive and self._sweeper.age(info) < SETTLED:
-                gone -= self._sweeper.read_list(Kind.REMOVED, info.path)
+                gone -= self._sweeper.read_list(Kind.REMOVED, info.path).ids
             elif self._sweeper.exclusive:
-                gone |= self._sweeper.read_list(Kind.REMOVED, info.path)
-        for info, packs in lists.items():
-            if all(pack in gone or (pack not in survey.stored and pack not in survey.tables) for pack in packs):
+                gone |= self._sweeper.read_list(Kind.REMOVED, info.path).ids
+        for info, found in lists.items():
+            spent = all(pack in gone or (pack not in survey.stored and pack not in survey.tables) for pack in found.ids)
+            if spent and not self._sweeper.locked & set(found.instead_of):
                 self._sweeper.delete(info.path)
 
     def _drop_unreadable(self) -> None:
         """Delete damaged lists of condemned packs, without which backups cannot run, and damaged records of damage.
 
         What they named is condemned by a list of ours if it is garbage, and is found again by a verification if it is damaged.
+        So where one of the former is locked, a list of ours says that it stands in for it.
         """
+        stays = set()
         for path in sorted(self._repository.unreadable):
-            if not path.startswith(f"{REMOVED}/"):
-                self._sweeper.delete(path)
+            if path.startswith(f"{REMOVED}/"):
+                continue
+            if self._sweeper.delete(path):
                 self.result.notes.append(f"{path} was damaged and is dropped")
+            else:
+                self.result.notes.append(f"{path} is damaged, and goes when its lock ends")
+                stays.add(path)
+        orphaned = {path for path in stays - self._repository.replaced if path.startswith(f"{CONDEMNED}/")}
+        if orphaned:
+            self._sweeper.publish(Kind.CONDEMNED, CONDEMNED, set(), instead_of=orphaned)

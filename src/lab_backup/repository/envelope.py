@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from lab_backup.repository.codec import Codec, decompress
-from lab_backup.repository.errors import DamagedError, NewerVersionError
+from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.keys import derive
 from lab_backup.units import MiB
 
@@ -50,27 +50,21 @@ def seal(payload: bytes, *, kind: Kind, path: str, repository_id: bytes, key: by
 
 
 def unseal(data: bytes, *, kind: Kind, path: str, repository_id: bytes, key: bytes) -> bytes:
-    """Return the payload. Raises DamagedError where the object is not what was sealed as `path`."""
+    """Return the payload. Raises DamagedError where the object is not what was sealed as `path`.
+
+    Also where it claims a higher version: anybody can write that byte. Which version a repository has, its sealed `config` says.
+    """
     if len(data) < HEADER.size or data[:4] != MAGIC:
         raise DamagedError(f"{path} is not an object of a Lab Backup repository", hint="it was overwritten or cut off")
     _, version, found, codec, owner, salt, raw_length = HEADER.unpack_from(data)
-    cipher = AESGCM(derive(key, "object", salt=salt))
-    if version > VERSION and not _is_ours(cipher, data, path):
-        raise NewerVersionError(f"{path} was written by a newer version of Lab Backup", hint="update this one")
+    if version != VERSION:
+        raise DamagedError(f"{path} is damaged or forged: it claims to be of version {version}")
     if owner != repository_id or found != kind or raw_length > MAX_RAW:
         raise DamagedError(f"{path} does not belong here", hint="it was copied from elsewhere or forged")
     try:
-        body = cipher.decrypt(_NONCE, data[HEADER.size :], data[: HEADER.size] + path.encode())
+        body = AESGCM(derive(key, "object", salt=salt)).decrypt(
+            _NONCE, data[HEADER.size :], data[: HEADER.size] + path.encode()
+        )
     except InvalidTag as error:
         raise DamagedError(f"{path} is damaged or forged: it does not pass authentication") from error
     return bytes(decompress(codec, body, raw_length))
-
-
-def _is_ours(cipher: AESGCM, data: bytes, path: str) -> bool:
-    """Whether the object is of our version, and only its version byte is damaged: then it authenticates with ours in its place."""
-    header = data[:4] + bytes([VERSION]) + data[5 : HEADER.size]
-    try:
-        cipher.decrypt(_NONCE, data[HEADER.size :], header + path.encode())
-    except InvalidTag:
-        return False
-    return True

@@ -14,7 +14,7 @@ from lab_backup.repository.config import COPY, PATH, Config
 from lab_backup.repository.errors import DamagedError, NewerVersionError, NotARepositoryError, WrongKeyError
 from lab_backup.repository.keys import RepositoryKeys, Secret
 from lab_backup.repository.unlock import HOW_TO_GIVE, unlock
-from lab_backup.storage.base import ObjectNotFoundError, StorageBackend
+from lab_backup.storage.base import ObjectNotFoundError, StorageBackend, StorageError, TransientStorageError
 
 BOTH = (PATH, COPY)
 MAX_CONFIG = 64 * 1024  # bytes that are read of either
@@ -126,7 +126,9 @@ def has_traces(storage: StorageBackend) -> bool:
 def _read(storage: StorageBackend, path: str) -> Config | LabBackupError:
     try:
         data = storage.read(path, 0, MAX_CONFIG)
-    except ObjectNotFoundError as error:
+    except TransientStorageError:
+        raise
+    except StorageError as error:  # where both cannot be read, it is raised
         return error
     try:
         return config_object.decode(data, storage.url)

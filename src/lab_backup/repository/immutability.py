@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -20,10 +21,18 @@ from lab_backup.repository.errors import DamagedError, RepositoryError
 from lab_backup.repository.repository import Repository
 from lab_backup.repository.unlock import KEYS
 from lab_backup.repository.untrusted_json import parse
-from lab_backup.storage.base import ObjectInfo, ObjectLockedError, ObjectNotFoundError, StorageBackend
+from lab_backup.storage.base import (
+    ObjectInfo,
+    ObjectLockedError,
+    ObjectNotFoundError,
+    StorageAccessError,
+    StorageBackend,
+    StorageError,
+    TransientStorageError,
+)
 
 IMMUTABILITY = "immutability"
-SAMPLES = 16  # objects whose locks a collection looks at, to notice that what it knows is not so
+SAMPLES = 16  # objects of each sort whose locks a collection looks at, to notice that what it knows is not so
 _PART = 1000
 _BLUR = timedelta(seconds=2)  # stores keep whole seconds
 STEPS = 4  # a lock is laid for a quarter longer than promised, and prolonged when that quarter is over
@@ -139,11 +148,13 @@ class Locks:
         """Lock for `period`; for none nothing is done at all."""
         self._repository = repository
         self._period = period
+        self.refused: dict[str, StorageError] = {}  # what cannot be locked
 
     def extend(self, paths: Iterable[str], *, now: datetime, removable: bool = False) -> int:
         """Let each of these objects be locked for at least the period from `now`, the storage's time; return how many had to be prolonged.
 
-        What is locked for long enough already costs no request. With `removable` others may remove some of them meanwhile, which are passed over.
+        What is locked for long enough already costs no request. With `removable` others may remove some of them meanwhile, which are passed over,
+        and so is what can never be locked, such as a symbolic link that somebody put there: it is left in `refused`.
         Raises RepositoryError where the storage cannot lock any more, and ObjectNotFoundError.
         """
         if not self._period:
@@ -159,15 +170,7 @@ class Locks:
                 hint="check the credentials and the bucket, or take the promise back: lab-backup repo immutable off",
             )
 
-        def lock(path: str) -> bool:
-            try:
-                storage.lock(path, until)
-            except ObjectNotFoundError:
-                if not removable:
-                    raise
-                return False
-            return True
-
+        lock = partial(self._lock, until=until, removable=removable)
         count = 0
         with ThreadPoolExecutor(storage.concurrency, thread_name_prefix="lock") as pool:
             # In parts, each remembered: who is interrupted does not begin anew.
@@ -178,15 +181,32 @@ class Locks:
                 count += len(locked)
         return count
 
-    def check(self, always: Iterable[str], others: Sequence[str], *, now: datetime) -> bool:
-        """Ask the storage whether what we know is so, of `always` and of a few of the others; where it is not, forget all of it and return False.
+    def _lock(self, path: str, *, until: datetime, removable: bool) -> bool:
+        try:
+            self._repository.storage.lock(path, until)
+        except ObjectNotFoundError:
+            if not removable:
+                raise
+            return False
+        except (StorageAccessError, TransientStorageError):
+            raise
+        except StorageError as error:
+            if not removable:
+                raise
+            self.refused[path] = error
+            return False
+        return True
+
+    def check(self, always: Iterable[str], *others: Sequence[str], now: datetime) -> bool:
+        """Ask the storage whether what we know is so, of `always` and of a few of each of the others; where it is not, forget all of it and return False.
 
         Objects may have been written anew, copied without their locks, or unlocked by somebody who may.
         """
         if not self._period or not self._repository.storage.locks:
             return True
-        sample = random.SystemRandom().sample(others, min(SAMPLES, len(others)))
-        if all(self._holds(path, now) for path in (*always, *sample)):
+        pick = random.SystemRandom().sample
+        samples = [path for paths in others for path in pick(paths, min(SAMPLES, len(paths)))]
+        if all(self._holds(path, now) for path in (*always, *samples)):
             return True
         self._repository.cache.drop_objects(_KNOWN, set())
         return False

@@ -114,7 +114,7 @@ class IndexMerger:
         """Delete old lists of removed packs once no index object names any of them, and they are really gone."""
         keep = max(self._grace, KEEP_REMOVED)
         for info in list(self._repository.storage.list(REMOVED)):
-            packs = self._sweeper.read_list(Kind.REMOVED, info.path)
+            packs = self._sweeper.read_list(Kind.REMOVED, info.path).ids
             old = self._sweeper.exclusive or self._sweeper.age(info) >= keep
             if old and not packs & named and not any(map(self._surveyor.is_stored, sorted(packs))):
                 self._sweeper.delete(info.path)

@@ -80,6 +80,11 @@ def decode(payload: bytes, path: str) -> Mark:
     return mark
 
 
+def keeps(mark: Mark) -> bool:
+    """Whether the mark keeps its backup: it protects it, or takes its deletion back."""
+    return mark.value is (mark.kind != "deleted") if mark.kind in {"deleted", "protected", "archived"} else False
+
+
 def fold(stored: list[StoredMark]) -> State:
     """Return what holds after all these marks of one backup."""
     latest: dict[str, StoredMark] = {}

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from lab_backup.blocks import Buffer
 from lab_backup.direct_io import Memory
 from lab_backup.repository.codec import decompress
-from lab_backup.repository.errors import ChunkCorruptError, DamagedError, NewerVersionError
+from lab_backup.repository.errors import ChunkCorruptError, DamagedError
 from lab_backup.units import MiB
 
 MAGIC = b"LBPK"
@@ -144,10 +144,8 @@ def parse_header(data: bytes, pack_id: bytes, size: int, repository_id: bytes) -
     if len(data) < HEADER_SIZE or data[:4] != MAGIC:
         raise DamagedError(f"pack {pack_id.hex()} does not start like a pack")
     _, version, kind, _, owner, found = _HEAD.unpack_from(data)
-    if version > VERSION:
-        raise NewerVersionError(
-            f"pack {pack_id.hex()} was written by a newer version of Lab Backup", hint="update this one"
-        )
+    if version != VERSION:  # what version a repository has, its sealed config says; anybody can write this byte
+        raise DamagedError(f"pack {pack_id.hex()} is damaged or forged: it claims to be of version {version}")
     if owner != repository_id or found != pack_id:
         raise DamagedError(f"pack {pack_id.hex()} does not belong here", hint="it was copied from elsewhere")
     if kind not in set(PackKind) or data[: _HEAD.size] != _HEAD.pack(

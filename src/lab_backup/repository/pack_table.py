@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from lab_backup.repository.errors import DamagedError, NewerVersionError
+from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.index import IndexedPack
+from lab_backup.repository.one_object import read_object
 from lab_backup.repository.pack import (
     END_MAGIC,
     ENTRY,
@@ -12,8 +13,6 @@ from lab_backup.repository.pack import (
     MAX_SIZE,
     TAG,
     TRAILER,
-    WRAPPED,
-    PackInfo,
     PackKind,
     check_table,
     pack_path,
@@ -42,14 +41,8 @@ def _read_once(
     path, what = pack_path(pack_id), f"pack {pack_id.hex()}"
     if not HEADER_SIZE + TRAILER.size <= size <= MAX_SIZE:
         raise DamagedError(f"{what} has an impossible size")
-    header = storage.read(path, 0, HEADER_SIZE)
-    try:
-        info = parse_header(header, pack_id, size, repository_id)
-    except NewerVersionError:
-        if _is_ours(PackInfo(pack_id, PackKind.DATA, size, header[-WRAPPED:]), repository_id, wrapping_key):
-            raise DamagedError(f"the header of {what} is damaged") from None
-        raise
-    trailer = storage.read(path, size - TRAILER.size, TRAILER.size)
+    info = parse_header(read_object(storage, path, 0, HEADER_SIZE), pack_id, size, repository_id)
+    trailer = read_object(storage, path, size - TRAILER.size, TRAILER.size)
     if len(trailer) != TRAILER.size or trailer[-4:] != END_MAGIC:
         raise DamagedError(f"{what} does not end like a pack", hint="it is cut off or was overwritten")
     length, count, _ = TRAILER.unpack(trailer)
@@ -57,18 +50,7 @@ def _read_once(
     if at < HEADER_SIZE or count > MAX_ENTRIES or length != count * ENTRY.size + TAG:
         raise DamagedError(f"{what} claims an impossible table of contents")
     table = unwrap(info, repository_id, wrapping_key(info.kind)).decrypt_toc(
-        pack_id, at, storage.read(path, at, length), count
+        pack_id, at, read_object(storage, path, at, length), count
     )
     check_table(table, at, what)
     return IndexedPack(info, table)
-
-
-def _is_ours(info: PackInfo, repository_id: bytes, wrapping_key: Callable[[PackKind], bytes]) -> bool:
-    """Whether the pack is of our version, and only its version byte is damaged: then its key unwraps as one of ours."""
-    for kind in PackKind:
-        try:
-            unwrap(info._replace(kind=kind), repository_id, wrapping_key(kind))
-        except DamagedError:
-            continue
-        return True
-    return False

@@ -19,9 +19,10 @@ from lab_backup.repository.cache import CONDEMNED as CONDEMNED_PACK
 from lab_backup.repository.cache import USABLE, IndexCache
 from lab_backup.repository.config import Config
 from lab_backup.repository.envelope import Kind, seal, unseal
-from lab_backup.repository.errors import DamagedError, NewerVersionError
+from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.head import read_head
 from lab_backup.repository.keys import RepositoryKeys, Secret
+from lab_backup.repository.one_object import read_object
 from lab_backup.repository.pack import PACK_ID, PackCipher, PackInfo, PackKind, unwrap
 from lab_backup.repository.pack_table import read_table
 from lab_backup.repository.untrusted_json import Moment, parse
@@ -59,11 +60,13 @@ HexBlob = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
 class PackList(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The payload of `condemned` and `removed` objects: pack ids, hexadecimal.
 
-    `surveyed` is the storage's time before the look that found them unused, ISO 8601.
+    `surveyed` is the storage's time before the look that found them unused, ISO 8601. `instead_of` are condemned lists that could not be
+    read: whatever they named that is garbage is in this list, or in another that can be read.
     """
 
     packs: list[HexPack]
     surveyed: Moment | None = None
+    instead_of: list[str] = []
 
     @property
     def ids(self) -> set[bytes]:
@@ -102,6 +105,7 @@ class Repository:
         self._ciphers: dict[int, PackCipher] = {}
         self._synchronising = threading.RLock()
         self.unreadable: dict[str, DamagedError] = {}  # lists (condemned, removed, damaged) that could not be read
+        self.replaced: set[str] = set()  # unreadable lists of condemned packs that another one stands in for
         self.has_damage = False  # whether any verification recorded damage, as of the last `synchronise`
 
     def close(self) -> None:
@@ -148,16 +152,16 @@ class Repository:
 
     def get_object(self, kind: Kind, path: str) -> bytes:
         """Return the payload of the sealed object at `path`. Raises ObjectNotFoundError, DamagedError."""
-        return self.unseal(kind, path, self.storage.read(path))
+        return self.unseal(kind, path, read_object(self.storage, path))
 
     def _lists(self, kind: Kind, prefix: str, form: type[T]) -> Iterator[tuple[ObjectInfo, T]]:
         """Yield the lists below `prefix` and what they hold. What cannot be read is put into `unreadable`: it must not keep anybody from restoring."""
         self.unreadable = {path: error for path, error in self.unreadable.items() if not path.startswith(f"{prefix}/")}
         infos = {info.path: info for info in self.storage.list(prefix)}
-        for path, data in self._parallel(self._stored_or_none, infos):
+        for path, data in self._parallel(self._stored, infos):
             if data is not None:
                 try:
-                    yield infos[path], parse(self.unseal(kind, path, data), form, path)
+                    yield infos[path], parse(self._opened(kind, path, data), form, path)
                 except DamagedError as error:
                     self.unreadable[path] = error
 
@@ -169,9 +173,7 @@ class Repository:
         with ThreadPoolExecutor(self.storage.concurrency) as pool:
             yield from zip(wanted, pool.map(read, wanted), strict=True)
 
-    def read_cached(
-        self, kind: Kind, prefix: str, paths: set[str]
-    ) -> Iterator[tuple[str, bytes | DamagedError | NewerVersionError]]:
+    def read_cached(self, kind: Kind, prefix: str, paths: set[str]) -> Iterator[tuple[str, bytes | DamagedError]]:
         """Yield path and payload of the immutable objects `paths` below `prefix`, from the local copy where it has them.
 
         An object that cannot be read yields its error in place of its payload; one that vanished meanwhile is left out.
@@ -185,24 +187,35 @@ class Repository:
                 continue
             try:
                 yield path, self.unseal(kind, path, stored)
-            except (DamagedError, NewerVersionError):
+            except DamagedError:
                 missing.append(path)
-        for path, data in self._parallel(self._stored_or_none, missing):
+        for path, data in self._parallel(self._stored, missing):
             if data is None:
+                continue
+            if isinstance(data, DamagedError):
+                yield path, data
                 continue
             try:
                 yield path, self.unseal(kind, path, data)
                 fresh[path] = data
-            except (DamagedError, NewerVersionError) as error:
+            except DamagedError as error:
                 yield path, error
         self.cache.put_objects(fresh)
         self.cache.drop_objects(f"{prefix}/", paths)
 
-    def _stored_or_none(self, path: str) -> bytes | None:
+    def _stored(self, path: str) -> bytes | DamagedError | None:
+        """Return an object as it is stored, None where there is none, and what is wrong where it alone cannot be read."""
         try:
-            return self.storage.read(path)
+            return read_object(self.storage, path)
         except ObjectNotFoundError:
             return None
+        except DamagedError as error:
+            return error
+
+    def _opened(self, kind: Kind, path: str, stored: bytes | DamagedError) -> bytes:
+        if isinstance(stored, DamagedError):
+            raise stored
+        return self.unseal(kind, path, stored)
 
     # --- index ---
 
@@ -251,11 +264,11 @@ class Repository:
 
     def _index_or_damage(self, path: str) -> list[index.IndexedPack] | DamagedError | None:
         """Return an index object's packs, None where it vanished."""
-        payload = self._stored_or_none(path)
-        if payload is None:
+        stored = self._stored(path)
+        if stored is None:
             return None
         try:
-            return index.decode(self.unseal(Kind.INDEX, path, payload), path)
+            return index.decode(self._opened(Kind.INDEX, path, stored), path)
         except DamagedError as error:
             return error
 
@@ -300,8 +313,12 @@ class Repository:
     def pack_list(self, kind: Kind, prefix: str) -> set[bytes]:
         """Return all pack ids in the readable lists below `prefix` (condemned or removed)."""
         found: set[bytes] = set()
+        replaced: set[str] = set()
         for _, part in self._lists(kind, prefix, PackList):
             found |= part.ids
+            replaced.update(part.instead_of)
+        if kind == Kind.CONDEMNED:
+            self.replaced = replaced
         return found
 
     def condemnations(self) -> list[tuple[datetime | None, datetime]]:
@@ -396,6 +413,10 @@ class Repository:
         for path in self._stale_configs:
             with suppress(StorageError):
                 self.storage.upload(path, self.config.encode())
+                if self.storage.read(path) != self.config.encode():
+                    # In a bucket the first version that was ever locked is the one that counts, until it is removed.
+                    self.storage.delete(path)
+                    self.storage.upload(path, self.config.encode())
                 mended.append(path)
         self._stale_configs = [path for path in self._stale_configs if path not in mended]
         return mended

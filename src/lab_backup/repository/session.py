@@ -258,7 +258,7 @@ class BackupSession:
         """See what is condemned and damaged now. Raises DamagedError where nobody can tell."""
         self._repository.synchronise(written=frozenset(self._packer.indexes))
         for path, error in self._repository.unreadable.items():
-            if path.startswith(f"{CONDEMNED_LISTS}/"):
+            if path.startswith(f"{CONDEMNED_LISTS}/") and path not in self._repository.replaced:
                 raise DamagedError(
                     f"{error}: it says which packs will be removed, so no backup can rely on any",
                     hint="run: lab-backup gc, which drops it, and then the backup again",

@@ -1,6 +1,7 @@
 """What a collection does to the storage: it condemns and removes packs, passes over what is locked, and counts all that."""
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +12,14 @@ from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.pack import pack_path
 from lab_backup.repository.repository import CONDEMNED, REMOVED, PackList, Repository
 from lab_backup.repository.untrusted_json import parse
-from lab_backup.storage.base import ObjectInfo, ObjectLockedError, ObjectNotFoundError
+from lab_backup.storage.base import (
+    ObjectInfo,
+    ObjectLockedError,
+    ObjectNotFoundError,
+    StorageAccessError,
+    StorageError,
+    TransientStorageError,
+)
 
 
 @dataclass(slots=True)
@@ -40,7 +48,7 @@ class Sweeper:
     def __init__(self, repository: Repository, *, exclusive: bool) -> None:
         """Sweep in `repository`; `exclusive`: nobody else uses it. `now`, the storage's time, is set when the run begins."""
         self._repository = repository
-        self._locked: set[str] = set()
+        self.locked: set[str] = set()  # objects that are to go, but are locked
         self.exclusive = exclusive
         self.now = datetime.min.replace(tzinfo=UTC)
         self.result = Result()
@@ -59,6 +67,10 @@ class Sweeper:
             until = storage.locked_until(path)
         except ObjectNotFoundError:
             return False
+        except (StorageAccessError, TransientStorageError):
+            raise
+        except StorageError:  # nothing of ours, such as a symbolic link; whether it can go is seen when it is deleted
+            return False
         if until is not None:
             self.count_locked(path, until)
         return until is not None
@@ -66,18 +78,20 @@ class Sweeper:
     def count_locked(self, path: str, until: datetime) -> None:
         """Count the object among those that stay because they are locked until then."""
         result = self.result
-        if path not in self._locked:
-            self._locked.add(path)
+        if path not in self.locked:
+            self.locked.add(path)
             result.objects_locked += 1
             result.bytes_locked += self._repository.storage.stat(path).size
         result.locked_until = max(until, result.locked_until or until)
 
-    def delete(self, path: str) -> None:
-        """Delete an object, or leave it to a later collection where it is locked."""
+    def delete(self, path: str) -> bool:
+        """Delete an object, or leave it to a later collection where it is locked; return whether it is gone."""
         try:
             self._repository.storage.delete(path)
         except ObjectLockedError as error:
             self.count_locked(path, error.until)
+            return False
+        return True
 
     def delete_packs(self, packs: set[bytes]) -> None:
         """Delete packs that nobody's index names any more."""
@@ -95,16 +109,16 @@ class Sweeper:
         if packs:
             self.publish(Kind.CONDEMNED, CONDEMNED, packs)
 
-    def publish(self, kind: Kind, prefix: str, packs: set[bytes]) -> None:
-        """Store a list of packs."""
-        payload = msgspec.json.encode(PackList(packs=sorted(pack.hex() for pack in packs), surveyed=self.now))
+    def publish(self, kind: Kind, prefix: str, packs: set[bytes], *, instead_of: Iterable[str] = ()) -> None:
+        """Store a list of packs, which stands in for lists that cannot be read."""
+        names = sorted(pack.hex() for pack in packs)
+        payload = msgspec.json.encode(PackList(packs=names, surveyed=self.now, instead_of=sorted(instead_of)))
         path = f"{prefix}/{secrets.token_hex(16)}"
         self._repository.storage_full_safe(lambda: self._repository.put_object(kind, path, payload))
 
-    def read_list(self, kind: Kind, path: str) -> set[bytes]:
-        """Return the packs that a list names, none where it is gone or damaged."""
+    def read_list(self, kind: Kind, path: str) -> PackList:
+        """Return the list, an empty one where it is gone or damaged."""
         try:
-            payload = self._repository.get_object(kind, path)
-            return parse(payload, PackList, path).ids
+            return parse(self._repository.get_object(kind, path), PackList, path)
         except (ObjectNotFoundError, DamagedError):
-            return set()
+            return PackList(packs=[])

@@ -3,6 +3,7 @@
 from lab_backup.repository.config import Config
 from lab_backup.repository.errors import DamagedError, WrongKeyError
 from lab_backup.repository.keys import KeyFile, KeySlot, RepositoryKeys, Secret, is_recovery_key
+from lab_backup.repository.one_object import read_object
 from lab_backup.repository.untrusted_json import parse
 from lab_backup.storage.base import ObjectNotFoundError, StorageBackend
 
@@ -72,7 +73,7 @@ def read_slots(storage: StorageBackend) -> list[KeySlot]:
     slots = []
     for info in storage.list(KEYS):
         try:
-            slot = parse(storage.read(info.path, 0, 64 * 1024), KeySlot, info.path)
+            slot = parse(read_object(storage, info.path, 0, 64 * 1024), KeySlot, info.path)
         except (DamagedError, ObjectNotFoundError):
             continue
         if slot.version == 1 and info.path == f"{KEYS}/{slot.id}":

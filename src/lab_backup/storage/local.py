@@ -342,11 +342,9 @@ class LocalStorage(StorageBackend):
                         check_path(below)
                         if entry.is_dir(follow_symlinks=False):
                             pending.append(below)
-                        elif entry.is_file(follow_symlinks=False):
+                        elif entry.is_file(follow_symlinks=False) or entry.is_symlink():
+                            # Passing over a link could hide a manifest, and collection would delete what it needs: who reads it is told.
                             yield _info(below, entry.stat(follow_symlinks=False))
-                        elif entry.is_symlink():
-                            # Passing over it could hide a folder of manifests, and collection would delete what they need.
-                            raise self._link_error(below)
                     except (InvalidPathError, FileNotFoundError):
                         continue  # foreign to the store, or deleted meanwhile
         finally:
@@ -368,7 +366,7 @@ class LocalStorage(StorageBackend):
     def _link_error(self, path: str) -> StorageError:
         return StorageError(
             f"{path} in {self._path} is a symbolic link, and a storage follows none",
-            hint="move what it points to into its place",
+            hint="if you made it, move what it points to into its place; if not, somebody planted it: remove it",
         )
 
     @contextmanager

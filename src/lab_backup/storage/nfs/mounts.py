@@ -71,7 +71,7 @@ def covering(
         if mount.kind not in kinds or host.lower() != server.lower():
             continue
         # Another port is another server. The kernel shows it where it is not the standard one.
-        if mount.kind in NFS and int(mount.option("port") or STANDARD_PORT) != port:
+        if mount.kind in NFS and (int(mount.option("port") or 0) or STANDARD_PORT) != port:
             continue
         # Of a bind mount of a part of it, `root` says which part.
         held = PurePosixPath("/", exported, *PurePosixPath(mount.root).parts[1:])

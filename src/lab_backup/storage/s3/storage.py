@@ -126,7 +126,8 @@ class S3Storage(StorageBackend):
             self._put(where, memoryview(data).cast("B"), {**self._put_options, **self._key_options, **condition})
 
     def _put(self, where: dict[str, str], body: memoryview, options: dict[str, Any]) -> None:
-        self._client.put_object(**where, **options, **self._digest(body), Body=bytes(body))
+        answer = self._client.put_object(**where, **options, **self._digest(body), Body=bytes(body))
+        self._versions.wrote(where["Key"], answer)
 
     def _digest(self, body: memoryview) -> dict[str, str]:
         """Return what lets an older server notice bytes that flipped on the way; newer ones get a CRC from boto3."""
@@ -147,7 +148,8 @@ class S3Storage(StorageBackend):
 
         try:
             parts = list(self._pool.map(put, range(1, -(-len(body) // PART) + 1)))
-            self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+            answer = self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+            self._versions.wrote(where["Key"], answer)
         except BaseException:
             # What cannot be taken back now is taken back by `clean_temporary`.
             with suppress(boto.ClientError, boto.BotoCoreError):
@@ -326,15 +328,17 @@ class S3Storage(StorageBackend):
             return bool(answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
 
     def lock(self, path: str, until: datetime) -> None:
-        """Prolong the object's retention, unless it lasts that long already."""
+        """Prolong the object's retention, unless it lasts that long already. What this process wrote is locked, not what others put over it since."""
         if not self.locks:
             super().lock(path, until)
-        known = self.locked_until(path)
-        if known is not None and known >= until:
-            return
+        where = self._where(path)
+        ours = self._versions.written(where["Key"])
+        version = {"VersionId": ours} if ours is not None else self._version(path)
         retention = {"Mode": self._lock_mode, "RetainUntilDate": until.astimezone(UTC)}
         with translated(self.url, path):
-            self._client.put_object_retention(**self._where(path), **self._version(path), Retention=retention)
+            known = self._versions.retained(where["Key"], version["VersionId"])
+            if known is None or known < until:
+                self._client.put_object_retention(**where, **version, Retention=retention)
 
     def locked_until(self, path: str) -> datetime | None:
         """Return the end of the object's retention, if it lies ahead."""

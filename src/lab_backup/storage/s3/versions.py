@@ -1,7 +1,7 @@
-"""Which version of an object counts, in a bucket that locks: the first one that was locked, whatever was put over it since.
+"""Which version of an object counts, in a bucket that locks: the first one that was ever locked, whatever was put over it since.
 
-Our objects that are locked never change. So a later version, or a delete marker, comes from somebody else, who cannot remove ours: readers pass over both. Where
-nothing is locked the newest version counts, as in any bucket.
+Our objects that are locked never change. So a later version, or a delete marker, comes from somebody else, who cannot remove ours: readers pass over both, also when
+its lock has ended. Where none was ever locked the newest version counts, as in any bucket.
 """
 
 import threading
@@ -36,6 +36,9 @@ class Versions:
         self._bucket = bucket
         # Versions that were seen locked, and until when: so long they count, whatever else there is by then.
         self._pinned: OrderedDict[str, tuple[Row, datetime]] = OrderedDict()
+        self._written: OrderedDict[str, str] = (
+            OrderedDict()
+        )  # the version of each name that we wrote, until it is locked
         self._lock = threading.Lock()
         self._clock: tuple[datetime, float] | None = (
             None  # what the server's clock said, and ours then that only runs on
@@ -115,7 +118,7 @@ class Versions:
 
     def _choose(self, held: "_Held") -> Row | None:
         for row in held.oldest_first():
-            until = self.retained(row["Key"], row["VersionId"])
+            until = self._retention(row["Key"], row["VersionId"])
             if until is not None:
                 with self._lock:
                     self._pinned[row["Key"]] = {name: row[name] for name in _FIELDS}, until
@@ -127,6 +130,11 @@ class Versions:
 
     def retained(self, key: str, version: str) -> datetime | None:
         """Return the end of a version's retention, if it lies ahead."""
+        until = self._retention(key, version)
+        return until if until is not None and until > self.now() else None
+
+    def _retention(self, key: str, version: str) -> datetime | None:
+        """Return the end of a version's retention, also if it is over; None where there never was one."""
         try:
             answer = self._client.get_object_retention(Bucket=self._bucket, Key=key, VersionId=version)
             self._hear(answer)
@@ -135,12 +143,27 @@ class Versions:
                 return None
             raise
         until: datetime = answer["Retention"]["RetainUntilDate"].astimezone(UTC)
-        return until if until > self.now() else None
+        return until
+
+    def wrote(self, key: str, answer: Mapping[str, Any]) -> None:
+        """Remember which version the server said that it made of what we wrote: others may put theirs over it before it is locked."""
+        if answer.get("VersionId"):
+            with self._lock:
+                self._written[key] = answer["VersionId"]
+                self._written.move_to_end(key)
+                while len(self._written) > _PINS:
+                    self._written.popitem(last=False)
+
+    def written(self, key: str) -> str | None:
+        """Return the version of the name that we wrote last, None where it was not us, or too long ago."""
+        with self._lock:
+            return self._written.get(key)
 
     def forget(self, key: str) -> None:
         """Pin nothing for a name whose object is gone."""
         with self._lock:
             self._pinned.pop(key, None)
+            self._written.pop(key, None)
 
 
 class _Held:

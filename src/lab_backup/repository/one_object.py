@@ -1,0 +1,39 @@
+"""Reading one object of a storage that may hold what others planted: what only this object refuses is damage of it."""
+
+from lab_backup.repository.config import COPY, PATH
+from lab_backup.repository.errors import DamagedError
+from lab_backup.storage.base import (
+    ObjectNotFoundError,
+    StorageBackend,
+    StorageError,
+    StorageNotFoundError,
+    TransientStorageError,
+)
+
+_ENOUGH = 64 * 1024
+
+
+def read_object(storage: StorageBackend, path: str, offset: int = 0, length: int | None = None) -> bytes:
+    """Return a part of the object, as `storage.read` does.
+
+    Raises DamagedError where the storage hands out others but not this one: a symbolic link, what somebody encrypted with a key of his own,
+    what was moved to an archive. Otherwise whoever may write would stop everybody by one object. Other errors of the storage pass through.
+    """
+    try:
+        return storage.read(path, offset, length)
+    except (ObjectNotFoundError, StorageNotFoundError, TransientStorageError):
+        raise
+    except StorageError as error:
+        if path in {PATH, COPY} or not _hands_out_others(storage):
+            raise
+        raise DamagedError(f"{path} cannot be read, though others can: {error}", hint=error.hint) from error
+
+
+def _hands_out_others(storage: StorageBackend) -> bool:
+    for path in (PATH, COPY):
+        try:
+            storage.read(path, 0, _ENOUGH)
+        except StorageError:
+            continue
+        return True
+    return False
