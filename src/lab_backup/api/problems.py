@@ -1,6 +1,7 @@
 """Errors as problem details (RFC 9457). The only place that knows of HTTP statuses for errors."""
 
 import logging
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -43,7 +44,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     hint: str | None = None
-    errors: list[dict[str, Any]] | None = None
+    errors: list[dict[str, str]] | None = None
 
 
 STATUS: Mapping[type[BaseException], int] = {
@@ -105,10 +106,20 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
-    return answer(error.status_code, str(error.detail), headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request.app, request.url.path))
+    return answer(error.status_code, str(error.detail), headers=headers)
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """Return all methods of a path, as RFC 9110 wants them in `Allow`: the framework knows those of one of its routes."""
+    known = app.openapi()["paths"].items()
+    fits = [methods for template, methods in known if re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", template), path)]
+    return sorted({method.upper() for methods in fits for method in methods})
 
 
 async def _away(_: Request, error: Exception) -> JSONResponse:
@@ -138,9 +149,26 @@ def install(app: FastAPI) -> None:
     for away in DATABASE_AWAY:
         app.add_exception_handler(away, _away)
     app.add_exception_handler(Exception, _fault)
+    described = app.openapi
+
+    def document() -> dict[str, Any]:
+        found = described()
+        found["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return found
+
+    app.openapi = document  # type: ignore[method-assign]  # the way that FastAPI documents
 
 
+HEADERS: Mapping[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    429: {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait"}},
+}
+# A `model` would be described as plain JSON, which problems are not sent as.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {}}}
+    status: {
+        "description": HTTPStatus(status).phrase,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        "headers": HEADERS.get(status, {}),
+    }
     for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 502, 503)
 }

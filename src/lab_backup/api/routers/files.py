@@ -32,6 +32,15 @@ InTree = Annotated[
 ]
 InRootfs = Annotated[bool, Query(description="The container's own files")]
 Place = Annotated[str, Query(max_length=4096)]
+Names = Annotated[list[Annotated[str, Query(max_length=1000)]], Query(min_length=1, max_length=60)]
+"""What to download. All names together must fit into an address, of which HTTP servers read 64 KiB."""
+BYTES = {"schema": {"type": "string", "format": "binary"}}
+DOWNLOAD: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file, or the archive",
+        "content": {"application/octet-stream": BYTES, "application/x-tar": BYTES},
+    }
+}
 
 
 async def _place(db: AsyncSession, backup_id: UUID) -> tuple[BackupRow, Storage]:
@@ -67,14 +76,14 @@ async def look(
     return [FileShown(**item) for item in await in_thread(ask)]
 
 
-@router.get("/backups/{backup_id}/files/download", response_class=StreamingResponse)
+@router.get("/backups/{backup_id}/files/download", response_class=StreamingResponse, responses=DOWNLOAD)
 async def download(
     backup_id: UUID,
     actor: CanOperate,
     context: InContext,
     db: Db,
     audit: Audited,
-    path: Annotated[list[Annotated[str, Query(max_length=4096)]], Query(min_length=1, max_length=100)],
+    path: Names,
     volume: InTree = None,
     rootfs: InRootfs = False,  # noqa: FBT002  a parameter of the address
 ) -> StreamingResponse:
