@@ -23,6 +23,7 @@ from lab_backup.api.routers import (
     overview,
     people,
     schedules,
+    service,
     storage,
 )
 from lab_backup.catalog.base import connect_async
@@ -79,7 +80,20 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         responses=problems.PROBLEMS,
     )
-    for module in (auth, people, hosts, storage, schedules, backups, files, jobs, notifications, overview, live):
+    for module in (
+        auth,
+        people,
+        hosts,
+        storage,
+        schedules,
+        backups,
+        files,
+        jobs,
+        notifications,
+        overview,
+        service,
+        live,
+    ):
         app.include_router(module.router, prefix=PREFIX)
     app.include_router(overview.root)
     problems.install(app)

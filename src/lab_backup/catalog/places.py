@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import BigInteger, ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from lab_backup.catalog.base import Json, Row
+from lab_backup.catalog.base import Base, Json, Row
 
 
 class KvmHost(Row):
@@ -63,12 +63,65 @@ class Container(Row):
     name: Mapped[str]
     container_id: Mapped[str]
     image: Mapped[str]
+    pod: Mapped[str] = mapped_column(default="", server_default="")
     state: Mapped[str]
     seen_at: Mapped[datetime]
 
 
+class Pod(Row):
+    """A pod as its host was last seen. `containers` is how many it has, without the one that holds it together."""
+
+    __tablename__ = "pods"
+    __table_args__ = (UniqueConstraint("podman_host_id", "name"),)
+
+    podman_host_id: Mapped[UUID] = mapped_column(ForeignKey("podman_hosts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    pod_id: Mapped[str]
+    containers: Mapped[int]
+    state: Mapped[str]
+    seen_at: Mapped[datetime]
+
+
+class Volume(Row):
+    """A named volume as its host was last seen; its state is `present`, or `gone`."""
+
+    __tablename__ = "volumes"
+    __table_args__ = (UniqueConstraint("podman_host_id", "name"),)
+
+    podman_host_id: Mapped[UUID] = mapped_column(ForeignKey("podman_hosts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    driver: Mapped[str]
+    state: Mapped[str]
+    seen_at: Mapped[datetime]
+
+
+class SourceTag(Base):
+    """A word that somebody gave to a source, by which schedules choose. `source_id` is that of its row."""
+
+    __tablename__ = "source_tags"
+
+    source_type: Mapped[str] = mapped_column(primary_key=True)
+    source_id: Mapped[UUID] = mapped_column(primary_key=True)
+    tag: Mapped[str] = mapped_column(primary_key=True, index=True)
+
+
+class WorkerRow(Base):
+    """A worker process of some host, as it was last heard. `figures` has what its host is at: load, memory and space."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    version: Mapped[str]
+    queues: Mapped[list[str]] = mapped_column(default=list)
+    slots: Mapped[int]
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime] = mapped_column(index=True)
+    figures: Mapped[Json] = mapped_column(default=dict)
+
+
 class Storage(Row):
-    """A repository and where it is. `passphrase` is sealed (security.sealed), None without encryption; sizes in bytes, `threshold` in percent."""
+    """A repository and where it is. `passphrase` (None without encryption) and `credentials` (None where it needs none of its own) are sealed; sizes in bytes, `threshold` in percent."""
 
     __tablename__ = "storage_backends"
 
@@ -78,6 +131,7 @@ class Storage(Row):
     repository_id: Mapped[str] = mapped_column(unique=True)
     config: Mapped[Json] = mapped_column(default=dict)
     passphrase: Mapped[str | None]
+    credentials: Mapped[str | None]
     enabled: Mapped[bool] = mapped_column(default=True)
     capacity: Mapped[int | None] = mapped_column(BigInteger)
     used: Mapped[int | None] = mapped_column(BigInteger)

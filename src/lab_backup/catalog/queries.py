@@ -4,14 +4,18 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy import Select, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from lab_backup.catalog.news import Notification, NotificationConfig
 from lab_backup.catalog.people import ApiToken, LoginSession, User
-from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
+from lab_backup.catalog.places import SourceTag, Storage
+from lab_backup.catalog.sources import GONE, KINDS
 from lab_backup.catalog.work import QUEUED, RUNNING, BackupRow, Job, JobLog, Schedule
 from lab_backup.errors import NotFoundError, TargetExistsError, UsageError
+
+SIMULATED = 1000  # backups that a preview of retention looks at
 
 
 async def get(session: AsyncSession, table: type[Any], identity: UUID, what: str) -> Any:
@@ -19,6 +23,13 @@ async def get(session: AsyncSession, table: type[Any], identity: UUID, what: str
     row = await session.get(table, identity)
     if row is None:
         raise NotFoundError(f"there is no {what} {identity}")
+    return row
+
+
+async def released(session: AsyncSession, row: Any) -> Any:
+    """Return a row that was read, for use while no connection is held: what takes its time must not take one."""
+    session.expunge(row)
+    await session.rollback()
     return row
 
 
@@ -128,12 +139,20 @@ def backups(*, source: str | None, source_type: str | None, storage: UUID | None
     )
 
 
-def rows_of(table: type[Any], host: UUID | None = None) -> Select[Any]:
-    """Return what runs on a host, or on all; what is gone from it left out."""
-    statement = select(table).where(table.state != "gone")
-    if host is None:
-        return statement
-    return statement.where((table.kvm_host_id if table is Vm else table.podman_host_id) == host)
+def backups_under(schedule: Schedule) -> Select[Any]:
+    """Return the newest backups that the retention of a schedule decides about: all of the sources that it has backed up, in its storage."""
+    mine = aliased(BackupRow)
+    made = select(mine.id).where(
+        mine.schedule_id == schedule.id,
+        mine.source_type == BackupRow.source_type,
+        mine.source_id == BackupRow.source_id,
+    )
+    return (
+        select(BackupRow)
+        .where(BackupRow.storage_backend_id == schedule.storage_backend_id, made.exists())
+        .order_by(BackupRow.completed_at.desc())
+        .limit(SIMULATED)
+    )
 
 
 def everything(table: type[Any]) -> Select[Any]:
@@ -149,6 +168,23 @@ def channels_of(user: UUID) -> Select[Any]:
 def inbox_of(user: UUID) -> Select[Any]:
     """Return what a user was told."""
     return select(Notification).where(Notification.user_id == user)
+
+
+async def replace_tags(session: AsyncSession, kind: str, source: UUID, tags: list[str]) -> list[SourceTag]:
+    """Give a source these tags and no others."""
+    await session.execute(delete(SourceTag).where(SourceTag.source_type == kind, SourceTag.source_id == source))
+    rows = [SourceTag(source_type=kind, source_id=source, tag=tag) for tag in tags]
+    session.add_all(rows)
+    await session.flush()
+    return rows
+
+
+async def put(session: AsyncSession, job: Job) -> Job:
+    """Queue a job and return it with what the database gave it."""
+    session.add(job)
+    await session.flush()
+    await session.refresh(job)
+    return job
 
 
 async def is_asked(session: AsyncSession, lock_key: str) -> bool:
@@ -216,11 +252,13 @@ async def figures(session: AsyncSession) -> dict[str, Any]:
 
 
 async def protection(session: AsyncSession) -> list[dict[str, Any]]:
-    """Return every VM and container that is known, with its newest good backup and whether a schedule serves it."""
+    """Return every source that is known, with its newest good backup and whether a schedule serves it.
+
+    Volumes are there where they have backups of their own, since those that containers mount come with these; so are containers in pods.
+    """
     found: list[dict[str, Any]] = []
-    kinds: tuple[tuple[Any, str, Any], ...] = ((Vm, "vm", KvmHost), (Container, "container", PodmanHost))
-    for table, kind, host in kinds:
-        foreign = table.kvm_host_id if table is Vm else table.podman_host_id
+    for kind, meant in KINDS.items():
+        table, host, foreign = meant.table, meant.hosts, meant.host
         newest = (
             select(
                 BackupRow.source_name,
@@ -231,16 +269,12 @@ async def protection(session: AsyncSession) -> list[dict[str, Any]]:
             .group_by(BackupRow.source_name)
             .subquery()
         )
-        scheduled = (
-            select(Schedule.id)
-            .where(Schedule.source_type == kind, Schedule.source_id == table.id, Schedule.enabled)
-            .exists()
-        )
+        scheduled = select(Schedule.id).where(Schedule.enabled, or_(*_served(kind, table, foreign))).exists()
         rows = await session.execute(
             select(table.id, table.name, host.name, newest.c.at, newest.c.verified, scheduled)
             .join(host, host.id == foreign)
             .outerjoin(newest, newest.c.source_name == table.name)
-            .where(table.state != "gone")
+            .where(table.state != GONE, *_shown_when(kind, table, newest.c.at))
             .order_by(table.name)
         )
         found += [
@@ -256,6 +290,25 @@ async def protection(session: AsyncSession) -> list[dict[str, Any]]:
             for identity, name, place, at, verified, has in rows
         ]
     return found
+
+
+def _served(kind: str, table: Any, host: Any) -> list[Any]:
+    """Return what makes a schedule serve a source of this kind."""
+    tagged = select(SourceTag.source_id).where(SourceTag.source_type == kind, SourceTag.tag == Schedule.source_tag)
+    group = "kvm_host" if kind == "vm" else "podman_host"
+    ways = [
+        (Schedule.source_type == kind) & (Schedule.source_id == table.id),
+        (Schedule.source_type == "tag") & table.id.in_(tagged),
+    ]
+    if kind != "volume":
+        ways += [(Schedule.source_type == group) & (Schedule.source_id == host), Schedule.source_type == "all"]
+    return ways
+
+
+def _shown_when(kind: str, table: Any, newest: Any) -> list[Any]:
+    if kind == "volume":
+        return [newest.is_not(None)]
+    return [or_(table.pod == "", newest.is_not(None))] if kind == "container" else []
 
 
 async def job_history(session: AsyncSession, since: datetime) -> list[dict[str, Any]]:

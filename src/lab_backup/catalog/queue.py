@@ -1,5 +1,6 @@
 """The queue of jobs: what is put in, and what may be sent to a worker next."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -8,10 +9,12 @@ from sqlalchemy.orm import Session, aliased
 
 from lab_backup.catalog.base import Json
 from lab_backup.catalog.leases import expired, write_line
+from lab_backup.catalog.sources import Source
 from lab_backup.catalog.work import INTERRUPTED, QUEUED, RUNNING, Job, Schedule
 
 SEND_AGAIN = timedelta(seconds=60)
 ATTEMPTS = 2
+ALWAYS = ("inventory", "usage", "notify")  # what goes on in maintenance
 BY_HAND = {"restore"}  # done once more only when a person says so: what it had begun is theirs to look at
 
 
@@ -40,9 +43,7 @@ def new_job(
 
 
 def backup_job(
-    source_type: str,
-    source: UUID,
-    name: str,
+    source: Source,
     storage: UUID,
     *,
     backup_id: str,
@@ -52,17 +53,19 @@ def backup_job(
 ) -> Job:
     """Return the job that backs a source up. The backup's id is decided before, so that a second try can find what the first one published."""
     details = {
-        "source_type": source_type,
-        "source_id": str(source),
+        "source_type": source.kind,
+        "source_id": str(source.id),
+        "host": str(source.host),
         "backup_id": backup_id,
         "full": full,
         "verify_after": schedule is not None and schedule.verify_after,
+        "replicate_to": None if schedule is None or schedule.replicate_to is None else str(schedule.replicate_to),
     }
     return new_job(
         "backup",
         details,
-        title=f"back up {name}",
-        lock_key=f"{source_type}/{source}",
+        title=f"back up {source.name}",
+        lock_key=f"{source.kind}/{source.id}",
         storage=storage,
         schedule=None if schedule is None else schedule.id,
         requested_by=requested_by,
@@ -70,10 +73,12 @@ def backup_job(
     )
 
 
-def take_next(session: Session, *, now: datetime, at_once: int) -> list[Job]:
+def take_next(
+    session: Session, *, now: datetime, at_once: int, maintenance: bool = False, resting: Collection[str] = ()
+) -> list[Job]:
     """Return queued jobs to send to workers, so that no more than `at_once` run, and mark them as sent. The caller commits, then sends.
 
-    One that nobody took within SEND_AGAIN is sent again: what a broker forgets is not lost.
+    In `maintenance`, and on hosts that are `resting` (their ids), only those are taken that look at things. One that nobody took within SEND_AGAIN is sent again: what a broker forgets is not lost.
     """
     stale = now - SEND_AGAIN
     under_way = session.scalar(
@@ -89,7 +94,18 @@ def take_next(session: Session, *, now: datetime, at_once: int) -> list[Job]:
     chosen = list(
         session.scalars(
             select(Job)
-            .where(Job.status == QUEUED, or_(Job.dispatched_at.is_(None), Job.dispatched_at < stale), ~busy)
+            .where(
+                Job.status == QUEUED,
+                or_(Job.dispatched_at.is_(None), Job.dispatched_at < stale),
+                or_(Job.not_before.is_(None), Job.not_before <= now),
+                ~busy,
+                *([Job.type.in_(ALWAYS)] if maintenance else []),
+                *(
+                    [or_(Job.type.in_(ALWAYS), func.coalesce(Job.details["host"].astext, "").not_in(resting))]
+                    if resting
+                    else []
+                ),
+            )
             .order_by(Job.priority.desc(), Job.created_at, Job.id)
             .limit(room)
             .with_for_update(skip_locked=True)

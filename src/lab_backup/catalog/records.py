@@ -10,7 +10,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from lab_backup.catalog.people import Setting
-from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
+from lab_backup.catalog.places import KvmHost, PodmanHost, Storage
+from lab_backup.catalog.sources import GONE, KINDS
 from lab_backup.catalog.work import BackupRow, Firing, Schedule
 
 
@@ -40,28 +41,19 @@ def forget_backups(session: Session, storage: UUID, gone: Iterable[str]) -> None
     )
 
 
-def replace_vms(session: Session, host: UUID, found: Sequence[Mapping[str, Any]], now: datetime) -> None:
-    """Make the table say what is on the host. Rows keep their ids, for schedules refer to them; what is gone stays, as `gone`. The caller commits."""
+def replace_sources(session: Session, kind: str, host: UUID, found: Sequence[Mapping[str, Any]], now: datetime) -> None:
+    """Make the table of a kind say what is on the host. Rows keep their ids, for schedules refer to them; what is gone stays, as `gone`. The caller commits."""
+    table, column = KINDS[kind].table, KINDS[kind].host
+    key = "uuid" if kind == "vm" else "name"
     for values in found:
-        row = {**values, "kvm_host_id": host, "seen_at": now}
-        session.execute(
-            insert(Vm).values(**row).on_conflict_do_update(index_elements=["kvm_host_id", "uuid"], set_=row)
-        )
-    session.execute(update(Vm).where(Vm.kvm_host_id == host, Vm.seen_at < now).values(state="gone"))
-    session.execute(update(KvmHost).where(KvmHost.id == host).values(seen_at=now, problem=None))
+        row = {**values, column.key: host, "seen_at": now}
+        session.execute(insert(table).values(**row).on_conflict_do_update(index_elements=[column.key, key], set_=row))
+    session.execute(update(table).where(column == host, table.seen_at < now).values(state=GONE))
 
 
-def replace_containers(session: Session, host: UUID, found: Sequence[Mapping[str, Any]], now: datetime) -> None:
-    """Make the table say what is on the host, as `replace_vms`."""
-    for values in found:
-        row = {**values, "podman_host_id": host, "seen_at": now}
-        session.execute(
-            insert(Container).values(**row).on_conflict_do_update(index_elements=["podman_host_id", "name"], set_=row)
-        )
-    session.execute(
-        update(Container).where(Container.podman_host_id == host, Container.seen_at < now).values(state="gone")
-    )
-    session.execute(update(PodmanHost).where(PodmanHost.id == host).values(seen_at=now, problem=None))
+def host_answered(session: Session, table: type[KvmHost | PodmanHost], host: UUID, now: datetime) -> None:
+    """Note that a host was asked and answered. The caller commits."""
+    session.execute(update(table).where(table.id == host).values(seen_at=now, problem=None))
 
 
 def set_problem(
@@ -91,15 +83,16 @@ class Rules(TypedDict):
     yearly: int
 
 
-def retention_of(session: Session, schedule: Schedule) -> Rules | None:
-    """Return the rules for the source of a schedule: the most generous of all its schedules into the same storage. None: one of them keeps everything."""
-    same = select(Schedule).where(
-        Schedule.source_type == schedule.source_type,
-        Schedule.source_id == schedule.source_id,
-        Schedule.storage_backend_id == schedule.storage_backend_id,
+def retention_of(session: Session, storage: UUID, kind: str, identity: str) -> Rules | None:
+    """Return the rules for a source's backups in a storage: the most generous of all schedules that made some of them. None: one of them keeps everything."""
+    made = select(BackupRow.schedule_id).where(
+        BackupRow.storage_backend_id == storage,
+        BackupRow.source_type == kind,
+        BackupRow.source_id == identity,
+        BackupRow.schedule_id.is_not(None),
     )
     found = Rules(last=0, hourly=0, daily=0, weekly=0, monthly=0, yearly=0)
-    for row in session.scalars(same):
+    for row in session.scalars(select(Schedule).where(Schedule.id.in_(made))):
         if not any(row.retention_config.values()):
             return None
         for name in RULES:

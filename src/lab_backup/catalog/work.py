@@ -15,13 +15,19 @@ ENDED = (SUCCEEDED, WARNINGS, FAILED, CANCELLED, INTERRUPTED)
 
 
 class Schedule(Row):
-    """When to back up a source (`vm` or `container` with the id of its row), and what of it to keep. The cron expression is in `timezone`."""
+    """When to back up what, and what of it to keep. The cron expression is in `timezone`.
+
+    `source_type` and `source_id` name a source by its row, or `kvm_host` and `podman_host` all that runs on a host, or `tag` all sources with
+    `source_tag`, or `all` everything. Up to `jitter_seconds` later than due it begins, so that not all do at once. After the backup it is verified
+    (`verify_after`) and copied to another storage (`replicate_to`).
+    """
 
     __tablename__ = "backup_schedules"
 
     name: Mapped[str] = mapped_column(unique=True)
     source_type: Mapped[str]
-    source_id: Mapped[UUID]
+    source_id: Mapped[UUID | None]
+    source_tag: Mapped[str | None]
     schedule_type: Mapped[str] = mapped_column(default="cron")
     cron_expression: Mapped[str]
     timezone: Mapped[str] = mapped_column(default="UTC")
@@ -29,6 +35,8 @@ class Schedule(Row):
     storage_backend_id: Mapped[UUID] = mapped_column(ForeignKey("storage_backends.id"), index=True)
     enabled: Mapped[bool] = mapped_column(default=True)
     verify_after: Mapped[bool] = mapped_column(default=False)
+    replicate_to: Mapped[UUID | None] = mapped_column(ForeignKey("storage_backends.id"))
+    jitter_seconds: Mapped[int] = mapped_column(default=0, server_default="0")
     looked_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -68,6 +76,7 @@ class Job(Row):
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
     dispatched_at: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
     error: Mapped[str | None]
     hint: Mapped[str | None]
     details: Mapped[Json] = mapped_column("metadata", default=dict)

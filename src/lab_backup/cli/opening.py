@@ -125,13 +125,13 @@ def given_secret(
 
         return (read_key or read_key_file)(Path(key_file))
     if key := os.environ.get(TRANSIT_VARIABLE):
-        from lab_backup.cli.vault import transit
+        from lab_backup.security.vault_access import transit
 
         return transit(key, os.environ)
     if where := os.environ.get(KV_VARIABLE):
-        from lab_backup.cli import vault
+        from lab_backup.security.vault_access import passphrase
 
-        return vault.passphrase(where, os.environ)
+        return passphrase(where, os.environ)
     return None
 
 

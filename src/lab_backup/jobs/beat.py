@@ -1,6 +1,7 @@
 """The beat: of all that run, one sends queued jobs, serves schedules, ends what dead workers left, and keeps house."""
 
 import logging
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,9 +11,11 @@ from uuid import UUID
 from lab_backup.catalog.base import DatabaseError, Session, Sessions
 from lab_backup.catalog.leader import Leader
 from lab_backup.catalog.news import NotificationConfig, unsent
-from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
+from lab_backup.catalog.places import KvmHost, PodmanHost, Storage
+from lab_backup.catalog.preferences import read_preferences
 from lab_backup.catalog.queue import backup_job, end_abandoned, new_job, take_next, waiting_or_running
 from lab_backup.catalog.records import enabled, fire, period_over
+from lab_backup.catalog.sources import members, name_of
 from lab_backup.catalog.work import Job, Schedule
 from lab_backup.errors import LabBackupError
 from lab_backup.operations.prune import parse_zone
@@ -25,7 +28,9 @@ NEWS = timedelta(minutes=5)
 USAGE = timedelta(hours=1)
 RETENTION = timedelta(days=1)
 
+
 log = logging.getLogger(__name__)
+_random = random.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class Beat:
     leader: Leader
     send: Callable[[UUID, str], None]
     clock: Callable[[], datetime]
-    at_once: int = 16
+    at_once: int = 1024
 
     def run(self, over: Event) -> None:
         """Work until `over`. A database or broker that is away is waited for."""
@@ -61,7 +66,14 @@ class Beat:
             session.commit()
             self._serve_schedules(session, now)
             self._keep_house(session, now)
-            sent = take_next(session, now=now, at_once=self.at_once)
+            wanted = read_preferences(session)
+            sent = take_next(
+                session,
+                now=now,
+                at_once=min(self.at_once, wanted.jobs_at_once),
+                maintenance=wanted.maintenance,
+                resting=wanted.resting,
+            )
             session.commit()
         for job in sent:
             self.send(job.id, job.details.get("queue") or "default")
@@ -77,19 +89,26 @@ class Beat:
             if times:
                 schedule.looked_at = now
                 if fire(session, schedule, times[-1]):
-                    session.add(
-                        backup_job(
-                            schedule.source_type,
-                            schedule.source_id,
-                            source_name(session, schedule),
-                            schedule.storage_backend_id,
-                            backup_id=new_backup_id(),
-                            schedule=schedule,
-                        )
-                    )
+                    self._queue(session, schedule, now)
                     if len(times) > 1:
                         log.warning("schedule %s missed %d runs", schedule.name, len(times) - 1)
                 session.commit()
+
+    def _queue(self, session: Session, schedule: Schedule, now: datetime) -> None:
+        """Queue the backups of what the schedule means, each somewhere in its jitter."""
+        sources = members(session, schedule)
+        if not sources:
+            log.warning("schedule %s: there is nothing to back up", schedule.name)
+        for source in sources:
+            job = backup_job(
+                source,
+                schedule.storage_backend_id,
+                backup_id=new_backup_id(),
+                schedule=schedule,
+            )
+            if schedule.jitter_seconds:
+                job.not_before = now + timedelta(seconds=_random.uniform(0, schedule.jitter_seconds))
+            session.add(job)
 
     def _keep_house(self, session: Session, now: datetime) -> None:
         for name, interval, jobs in (
@@ -135,7 +154,7 @@ def _retention(session: Session) -> Iterator[Job]:
             yield new_job(
                 "prune",
                 {},
-                title=f"retention of {source_name(session, schedule)}",
+                title=f"retention of {name_of(session, schedule)}",
                 lock_key=f"prune/{schedule.id}",
                 storage=schedule.storage_backend_id,
                 schedule=schedule.id,
@@ -144,13 +163,3 @@ def _retention(session: Session) -> Iterator[Job]:
         yield new_job(
             "gc", {}, title=f"collect in {storage.name}", lock_key=f"gc/{storage.id}", storage=storage.id, priority=-1
         )
-
-
-def source_name(session: Session, schedule: Schedule) -> str:
-    """Return what people call the source of a schedule."""
-    found: Vm | Container | None
-    if schedule.source_type == "vm":
-        found = session.get(Vm, schedule.source_id)
-    else:
-        found = session.get(Container, schedule.source_id)
-    return "a source that is gone" if found is None else found.name

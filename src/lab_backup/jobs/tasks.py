@@ -11,27 +11,30 @@ from uuid import UUID
 import msgspec
 
 from lab_backup.catalog.base import Session, Sessions
-from lab_backup.catalog.credentials import passphrase_of
+from lab_backup.catalog.credentials import credentials_of, passphrase_of
 from lab_backup.catalog.news import SEVERITIES, NotificationConfig, mark_sent, unsent
-from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Storage, Vm
-from lab_backup.catalog.queue import new_job
+from lab_backup.catalog.places import KvmHost, PodmanHost, Storage
+from lab_backup.catalog.queue import backup_job, new_job
 from lab_backup.catalog.records import (
     forget_backups,
+    host_answered,
     known_backups,
-    replace_containers,
-    replace_vms,
+    replace_sources,
     retention_of,
     set_problem,
     sources_of,
     store_backup,
 )
+from lab_backup.catalog.sources import KINDS, members
 from lab_backup.catalog.work import BackupRow, Job, Schedule
 from lab_backup.errors import LabBackupError, NotFoundError, UsageError
 from lab_backup.jobs.progress import JobProgress
 from lab_backup.notify.channels import Message, send
 from lab_backup.operations import inventory
 from lab_backup.operations.backup import backup_vm
-from lab_backup.operations.backup_container import backup_container
+from lab_backup.operations.backup_container import ContainerOptions, backup_container
+from lab_backup.operations.backup_pod import backup_pod
+from lab_backup.operations.backup_volume import VolumeOptions, backup_volume
 from lab_backup.operations.catalogue import BackupSummary, find_backup, list_backups, summary
 from lab_backup.operations.collect import collect
 from lab_backup.operations.lifecycle import delete, protect, undelete, unprotect
@@ -40,8 +43,11 @@ from lab_backup.operations.replicate import replicate
 from lab_backup.operations.repositories import open_repository
 from lab_backup.operations.restore import restore_vm
 from lab_backup.operations.restore_container import restore_container
+from lab_backup.operations.restore_pod import restore_pod
+from lab_backup.operations.restore_volume import restore_volume
 from lab_backup.operations.verify import verify
 from lab_backup.repository.repository import Repository
+from lab_backup.repository.session import new_backup_id
 from lab_backup.security.sealed import unseal
 from lab_backup.sources.podman.restore import Options
 
@@ -82,9 +88,13 @@ class Tools:
     def repository(self, identity: UUID | None) -> Iterator[tuple[Storage, Repository]]:
         """Open the repository of a storage. What keeps it from being opened is noted on the storage."""
         storage: Storage = self.row(Storage, identity, "storage")
-        secret = passphrase_of(storage, self.master_key)
         try:
-            opened = open_repository(storage.url, passphrase=secret, cache_directory=self.cache_directory)
+            opened = open_repository(
+                storage.url,
+                passphrase=passphrase_of(storage, self.master_key),
+                cache_directory=self.cache_directory,
+                credentials=credentials_of(storage, self.master_key),
+            )
         except LabBackupError as error:
             with self.sessions() as session:
                 set_problem(session, Storage, storage.id, error.message)
@@ -143,44 +153,67 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def run_backup(job: Job, tools: Tools, progress: JobProgress) -> Done:
-    """Back up the VM or container that the job names. What an earlier try has published already is taken over."""
-    kind, identity = job.details["source_type"], job.details["source_id"]
+    """Back up the source that the job names. What an earlier try has published already is taken over."""
+    kind = KINDS[job.details["source_type"]]
+    source = tools.row(kind.table, job.details["source_id"], kind.word)
+    host = tools.row(kind.hosts, getattr(source, kind.host.key), "host")
+    backup_id, full = job.details["backup_id"], bool(job.details.get("full"))
     with tools.repository(job.storage_backend_id) as (_, repository):
-        if kind == "vm":
-            vm: Vm = tools.row(Vm, identity, "VM")
-            host: KvmHost = tools.row(KvmHost, vm.kvm_host_id, "host")
-            made = backup_vm(
-                repository,
-                vm.uuid,
-                connect=host.uri,
-                full=bool(job.details.get("full")),
-                backup_id=job.details["backup_id"],
-                progress=progress,
-            )
-        else:
-            container: Container = tools.row(Container, identity, "container")
-            podman: PodmanHost = tools.row(PodmanHost, container.podman_host_id, "host")
-            made = backup_container(
-                repository, container.name, connect=podman.uri, backup_id=job.details["backup_id"], progress=progress
-            )
-    follow: tuple[Job, ...] = ()
-    if job.details.get("verify_after"):
-        follow = (
-            new_job(
-                "verify",
-                {"backups": [made.backup]},
-                title=f"verify {made.source}",
-                storage=job.storage_backend_id,
-                schedule=job.schedule_id,
-            ),
-        )
+        match job.details["source_type"]:
+            case "vm":
+                made = backup_vm(
+                    repository, source.uuid, connect=host.uri, full=full, backup_id=backup_id, progress=progress
+                )
+            case "volume":
+                made = backup_volume(
+                    repository, source.name, connect=host.uri, options=VolumeOptions(full=full), backup_id=backup_id,
+                    progress=progress,
+                )  # fmt: skip
+            case word:
+                back_up = backup_pod if word == "pod" else backup_container
+                made = back_up(
+                    repository, source.name, connect=host.uri, options=ContainerOptions(full=full), backup_id=backup_id,
+                    progress=progress,
+                )  # fmt: skip
     result = {
         "backup": made.backup,
         "kind": made.kind,
         "bytes_read": made.bytes_read,
         "bytes_stored": made.bytes_stored,
     }
-    return Done(result, made.warnings, follow, _recorded(made, job))
+    return Done(result, made.warnings, _chain(job, [made.backup], made.source), _recorded(made, job))
+
+
+def run_schedule(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Queue a backup of each source that a schedule means."""
+    progress.start(None, "finding what there is to back up")
+    schedule: Schedule = tools.row(Schedule, job.schedule_id, "schedule")
+    with tools.sessions() as session:
+        sources = members(session, schedule)
+    jobs = tuple(
+        backup_job(
+            source,
+            schedule.storage_backend_id,
+            backup_id=new_backup_id(),
+            schedule=schedule,
+            requested_by=job.requested_by,
+        )
+        for source in sources
+    )
+    return Done({"sources": len(jobs)}, () if jobs else ("there is nothing to back up",), jobs)
+
+
+def _chain(job: Job, backups: list[str], name: str) -> tuple[Job, ...]:
+    """Return what follows a backup, or its verification: first it is verified, then copied, as the schedule wants."""
+    storage, schedule = job.storage_backend_id, job.schedule_id
+    copy_to = job.details.get("replicate_to")
+    if job.details.get("verify_after"):
+        wanted = {"backups": backups, "replicate_to": copy_to}
+        return (new_job("verify", wanted, title=f"verify {name}", storage=storage, schedule=schedule),)
+    if copy_to:
+        wanted = {"to": copy_to, "backups": backups}
+        return (new_job("replicate", wanted, title=f"copy {name}", storage=storage, schedule=schedule),)
+    return ()
 
 
 def run_restore(job: Job, tools: Tools, progress: JobProgress) -> Done:
@@ -210,13 +243,19 @@ def run_restore(job: Job, tools: Tools, progress: JobProgress) -> Done:
             )
             return Done(_plain(vm), vm.warnings)
         podman: PodmanHost = tools.row(PodmanHost, wanted["host"], "host")
+        if row.source_type == "volume":
+            volume = restore_volume(
+                repository, backup, connect=podman.uri, to=wanted.get("name") or row.source_name, progress=progress
+            )
+            return Done(_plain(volume), tuple(volume.warnings))
         options = Options(
             name=wanted.get("name"),
             overwrite=bool(wanted.get("overwrite")),
             volume_suffix=wanted.get("volume_suffix") or "",
             trusted=bool(wanted.get("trusted")),
         )
-        made = restore_container(
+        restore: Callable[..., Any] = restore_pod if row.source_type == "pod" else restore_container
+        made = restore(
             repository,
             backup,
             connect=podman.uri,
@@ -244,7 +283,13 @@ def run_verify(job: Job, tools: Tools, progress: JobProgress) -> Done:
             hint="back up again: damaged parts are stored anew; then verify once more",
         )
     result = {"backups": found.backups, "checked": found.checked, "read": found.read, "bytes_read": found.bytes_read}
-    return Done(result, found.notes, record=lambda session: _store_all(session, storage.id, rows))
+    follow = _chain_copy(job, rows)
+    return Done(result, found.notes, follow, lambda session: _store_all(session, storage.id, rows))
+
+
+def _chain_copy(job: Job, rows: list[BackupSummary]) -> tuple[Job, ...]:
+    names = ", ".join(sorted({row.source for row in rows}))
+    return _chain(job, list(job.details["backups"]), names) if job.details.get("replicate_to") else ()
 
 
 def _store_all(session: Session, storage: UUID, rows: list[BackupSummary]) -> None:
@@ -282,15 +327,17 @@ def run_prune(job: Job, tools: Tools, progress: JobProgress) -> Done:
     progress.start(None, "deciding what to keep")
     schedule: Schedule = tools.row(Schedule, job.schedule_id, "schedule")
     with tools.sessions() as session:
-        rules = retention_of(session, schedule)
-        sources = sources_of(session, schedule)
-    if rules is None:
-        return Done({"kept": None, "removed": 0})
+        rules = {
+            (kind, identity): retention_of(session, schedule.storage_backend_id, kind, identity)
+            for kind, identity in sources_of(session, schedule)
+        }
     kept = removed = 0
     with tools.repository(schedule.storage_backend_id) as (storage, repository):
-        for kind, identity in sources:
+        for (kind, identity), rule in rules.items():
+            if rule is None:
+                continue
             with suppress(NotFoundError):  # the catalog is a copy: the repository may have none of it any more
-                done = prune(repository, make_policy(**rules), zone=schedule.timezone, source=f"{kind}/{identity}")
+                done = prune(repository, make_policy(**rule), zone=schedule.timezone, source=f"{kind}/{identity}")
                 kept, removed = kept + done.kept, removed + done.removed
         listing = _listing(tools, storage.id, repository)
     return Done({"kept": kept, "removed": removed}, record=listing.record)
@@ -347,16 +394,26 @@ def run_inventory(job: Job, tools: Tools, progress: JobProgress) -> Done:
     del progress
     table = KvmHost if job.details["host_type"] == "kvm" else PodmanHost
     host = tools.row(table, job.details["host"], "host")
-    ask: Callable[[str], list[Any]] = inventory.list_vms if table is KvmHost else inventory.list_containers
-    keep: Callable[..., None] = replace_vms if table is KvmHost else replace_containers
     try:
-        found = [asdict(item) for item in ask(host.uri)]
+        found: dict[str, list[Any]] = {}
+        if table is KvmHost:
+            found["vm"] = list(inventory.list_vms(host.uri))
+        else:
+            there = inventory.list_all(host.uri)
+            found |= {"container": there.containers, "pod": there.pods, "volume": there.volumes}
     except LabBackupError as error:
         with tools.sessions() as session:
             set_problem(session, table, host.id, error.message)
             session.commit()
         raise
-    return Done({"found": len(found)}, record=lambda session: keep(session, host.id, found, datetime.now(UTC)))
+
+    def record(session: Session) -> None:
+        now = datetime.now(UTC)
+        for kind, rows in found.items():
+            replace_sources(session, kind, host.id, [asdict(row) for row in rows], now)
+        host_answered(session, table, host.id, now)
+
+    return Done({f"{kind}s": len(rows) for kind, rows in found.items()}, record=record)
 
 
 MARKS: Mapping[str, Callable[[Repository, str], BackupSummary]] = {
@@ -379,7 +436,7 @@ def run_replicate(job: Job, tools: Tools, progress: JobProgress) -> Done:
     """Copy all backups of a storage that another one does not have."""
     target = UUID(job.details["to"])
     with tools.repository(job.storage_backend_id) as (_, here), tools.repository(target) as (storage, there):
-        done = replicate(here, there, progress=progress)
+        done = replicate(here, there, backups=tuple(job.details.get("backups") or ()), progress=progress)
         listing = _listing(tools, storage.id, there)
     if done.failed:
         raise LabBackupError(
@@ -422,6 +479,7 @@ def run_notify(job: Job, tools: Tools, progress: JobProgress) -> Done:
 
 TASKS: Mapping[str, Callable[[Job, Tools, JobProgress], Done]] = {
     "backup": run_backup,
+    "schedule": run_schedule,
     "restore": run_restore,
     "verify": run_verify,
     "prune": run_prune,

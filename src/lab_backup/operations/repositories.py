@@ -1,7 +1,7 @@
 """Making, opening and describing repositories, and the ways to unlock them."""
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,6 +81,7 @@ def init_repository(
     encryption: bool = True,
     like: Repository | None = None,
     locked_for: int = 0,
+    credentials: Mapping[str, str] | None = None,
 ) -> RepositoryInfo:
     """Make a repository at `url`, opened by a passphrase, a key file or a keeper of keys; its backups are locked for so many seconds.
 
@@ -101,7 +102,7 @@ def init_repository(
     check_chunk_size(chunk_size)
     compressor(compression)
     with_passphrase = passphrase if encryption else None
-    storage = open_storage(url, create=True)
+    storage = open_storage(url, create=True, credentials=credentials)
     try:
         if locked_for:
             check_can_lock(storage)
@@ -140,15 +141,16 @@ def open_repository(
     cache_directory: Path | None = None,
     limit_rate: Callable[[], int | None] | None = None,
     metrics: "StorageMetrics | None" = None,
+    credentials: Mapping[str, str] | None = None,
 ) -> Repository:
     """Open the repository at `url`; the caller closes it.
 
     `limit_rate` is asked every second for the bytes a second that may go up, and as many down; None: all. Calls of the storage are counted in
-    `metrics`.
+    `metrics`. `credentials` as in `open_storage`.
 
     Raises NotARepositoryError, WrongKeyError, DamagedError.
     """
-    storage = open_storage(url, metrics=metrics)
+    storage = open_storage(url, metrics=metrics, credentials=credentials)
     if limit_rate is not None:
         up, down = (RateLimit(limit_rate(), follow=limit_rate) for _ in range(2))
         storage = LimitedStorage(storage, upload=up, download=down)

@@ -1,6 +1,9 @@
 """From the address that a user writes to the store behind it."""
 
+import os
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -17,32 +20,47 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(file):(?=/)", re.IGNORE
 _KNOWN = "a path such as /srv/backups, file:///srv/backups, s3://bucket/prefix, nfs://server/export/path, or smb://user@host/share/path"
 
 
-def open_storage(url: str, *, create: bool = False, metrics: "StorageMetrics | None" = None) -> StorageBackend:
+def open_storage(
+    url: str,
+    *,
+    create: bool = False,
+    metrics: "StorageMetrics | None" = None,
+    credentials: Mapping[str, str] | None = None,
+) -> StorageBackend:
     """Open the store at `url`: a path, absolute or relative to the working directory, a `file:` URL (RFC 8089), `s3:`, `nfs:` or `smb:`.
 
     With `create`, make its folder where there is none; the folder above must exist, and so must a bucket. A store that holds something
-    already is opened as it is. Passing failures (a file server that restarts) are waited out; each attempt is counted in `metrics`. Raises UsageError for an address that is none, StorageNotFoundError, StorageAccessError.
+    already is opened as it is. Passing failures (a file server that restarts) are waited out; each attempt is counted in `metrics`.
+    `credentials` are what else comes from the environment, by the same names (AWS_ACCESS_KEY_ID, LAB_BACKUP_SMB_PASSWORD …). Raises UsageError for an address that is none, StorageNotFoundError, StorageAccessError.
     """
     if url.lower().startswith("s3://"):
-        return _open_bucket(url, metrics)
+        return _open_bucket(url, metrics, credentials)
     if url.lower().startswith("smb://"):
-        return _open_share(url, metrics, create=create)
+        return _open_share(url, metrics, credentials, create=create)
     if url.lower().startswith("nfs://"):
         return _open_export(url, metrics, create=create)
     path = local_path(url)
     return _wrapped(LocalStorage.create_root(path) if create else LocalStorage(path), metrics)
 
 
-def _open_bucket(url: str, metrics: "StorageMetrics | None") -> StorageBackend:
+def _open_bucket(url: str, metrics: "StorageMetrics | None", credentials: Mapping[str, str] | None) -> StorageBackend:
     # boto3 takes half a second to import, which no other storage should pay for.
     from lab_backup.storage.s3.address import parse  # noqa: PLC0415
+    from lab_backup.storage.s3.settings import Credentials  # noqa: PLC0415
     from lab_backup.storage.s3.storage import S3Storage  # noqa: PLC0415
 
-    address = parse(url)
+    given = credentials or {}
+    address = parse(url, environment=credentials or os.environ)
+    connection = address.connection
+    if "AWS_ACCESS_KEY_ID" in given:
+        keys = Credentials(
+            given["AWS_ACCESS_KEY_ID"], given.get("AWS_SECRET_ACCESS_KEY", ""), given.get("AWS_SESSION_TOKEN")
+        )
+        connection = replace(connection, credentials=keys, profile=None)
     bucket = S3Storage(
         address.bucket,
         address.prefix,
-        connection=address.connection,
+        connection=connection,
         encryption=address.encryption,
         storage_class=address.storage_class,
         lock_mode=address.lock_mode,
@@ -57,11 +75,13 @@ def _open_bucket(url: str, metrics: "StorageMetrics | None") -> StorageBackend:
     return storage
 
 
-def _open_share(url: str, metrics: "StorageMetrics | None", *, create: bool) -> StorageBackend:
+def _open_share(
+    url: str, metrics: "StorageMetrics | None", credentials: Mapping[str, str] | None, *, create: bool
+) -> StorageBackend:
     from lab_backup.storage.smb import SMBStorage  # noqa: PLC0415  as above
     from lab_backup.storage.smb.address import parse  # noqa: PLC0415
 
-    address = parse(url)
+    address = parse(url, environment=credentials or os.environ)
     share = SMBStorage(
         address.host,
         address.share,

@@ -9,12 +9,13 @@ from lab_backup.api.context import Db
 from lab_backup.api.problems import ForbiddenError
 from lab_backup.api.routers.schedules import source_row
 from lab_backup.api.schemas.base import InPages, Listed
-from lab_backup.api.schemas.work import BackupCreate, BackupShown, JobShown, RestoreCreate, SourceType
+from lab_backup.api.schemas.work import BackupCreate, BackupShown, JobShown, RestoreCreate
 from lab_backup.catalog.base import AsyncSession
 from lab_backup.catalog.paging import page
-from lab_backup.catalog.places import KvmHost, PodmanHost, Storage
-from lab_backup.catalog.queries import backups, get, only_host
+from lab_backup.catalog.places import Storage
+from lab_backup.catalog.queries import backups, get, only_host, put
 from lab_backup.catalog.queue import backup_job, new_job
+from lab_backup.catalog.sources import KINDS, source_of
 from lab_backup.catalog.work import BackupRow, Job
 from lab_backup.errors import BusyError, UsageError
 from lab_backup.repository.session import new_backup_id
@@ -24,10 +25,7 @@ router = APIRouter(tags=["backups"])
 
 
 async def _queued(db: AsyncSession, job: Job) -> JobShown:
-    db.add(job)
-    await db.flush()
-    await db.refresh(job)
-    return JobShown.model_validate(job)
+    return JobShown.model_validate(await put(db, job))
 
 
 @router.get("/backups")
@@ -63,9 +61,7 @@ async def create_backup(body: BackupCreate, actor: CanOperate, db: Db, audit: Au
     return await _queued(
         db,
         backup_job(
-            body.source_type,
-            source.id,
-            source.name,
+            source_of(body.source_type, source),
             body.storage_backend_id,
             backup_id=new_backup_id(),
             requested_by=actor.user,
@@ -153,15 +149,16 @@ async def undelete_backup(backup_id: UUID, actor: CanOperate, db: Db, audit: Aud
 async def restore_backup(backup_id: UUID, body: RestoreCreate, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
     """Restore a backup, after a check that all of it is there."""
     row: BackupRow = await get(db, BackupRow, backup_id, "backup")
-    source_type: SourceType = "vm" if row.source_type == "vm" else "container"
-    if row.source_type not in {"vm", "container"}:
+    if row.source_type not in KINDS:
         raise UsageError(
             f"backups of a {row.source_type} are restored by the command line", hint="see: lab-backup restore --help"
         )
     if row.deleted_at is not None:
         raise BusyError("the backup is marked as deleted", hint="take the deletion back first: lab-backup undelete")
-    if body.dry_run and source_type == "vm":
-        raise UsageError("a dry run of a restore is there for containers only")
+    if body.dry_run and row.source_type in {"vm", "volume"}:
+        raise UsageError("a dry run of a restore is there for containers and pods only")
+    if body.overwrite and row.source_type == "volume":
+        raise UsageError("a volume is restored under a name that is free", hint="choose another `name`")
     target = body.name or row.source_name
     if body.overwrite and body.confirm != target:
         raise UsageError(
@@ -172,7 +169,7 @@ async def restore_backup(backup_id: UUID, body: RestoreCreate, actor: CanOperate
             "`trusted` gives a restored guest what it wants of its host, and `directory` writes anywhere on it: only administrators may say so",
             hint="leave them out, or ask one",
         )
-    table = KvmHost if source_type == "vm" else PodmanHost
+    table = KINDS[row.source_type].hosts
     host = await get(db, table, body.host, "host") if body.host else await only_host(db, table)
     details = {**body.model_dump(mode="json", exclude={"confirm"}), "backup": str(row.id), "host": str(host.id)}
     await audit(actor, "restore", "backup", backup_id, host=host.name, target=target, overwrite=body.overwrite)

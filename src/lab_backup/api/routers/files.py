@@ -11,19 +11,17 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from lab_backup.api.access import Audited, CanOperate
-from lab_backup.api.context import Context, Db, InContext
+from lab_backup.api.context import Db, InContext
+from lab_backup.api.opening import opened
 from lab_backup.api.schemas.work import FileShown
 from lab_backup.api.threads import in_thread
 from lab_backup.catalog.base import AsyncSession
-from lab_backup.catalog.credentials import passphrase_of
 from lab_backup.catalog.places import Storage
 from lab_backup.catalog.queries import get
 from lab_backup.catalog.work import BackupRow
 from lab_backup.operations.catalogue import find_backup
 from lab_backup.operations.file_archive import Packed, pack_files
 from lab_backup.operations.files import choose_tree, list_files
-from lab_backup.operations.repositories import open_repository
-from lab_backup.repository.repository import Repository
 
 router = APIRouter(tags=["files"])
 
@@ -49,11 +47,6 @@ async def _place(db: AsyncSession, backup_id: UUID) -> tuple[BackupRow, Storage]
     return row, storage
 
 
-def _opened(storage: Storage, context: Context) -> Repository:
-    secret = passphrase_of(storage, context.master_key)
-    return open_repository(storage.url, passphrase=secret, cache_directory=context.cache_directory)
-
-
 @router.get("/backups/{backup_id}/files")
 async def look(
     backup_id: UUID,
@@ -69,7 +62,7 @@ async def look(
     await db.commit()
 
     def ask() -> list[dict[str, Any]]:
-        with _opened(storage, context) as repository:
+        with opened(storage, context) as repository:
             tree = choose_tree(find_backup(repository, row.backup_id), volume=volume, rootfs=rootfs)
             return [asdict(item) for item in list_files(repository, tree, path)]
 
@@ -94,7 +87,7 @@ async def download(
 
     def stream() -> Iterator[Packed | bytes]:
         """Yield what is sent, then its pieces. It was begun when somebody leaves, and so closes the repository by itself."""
-        with _opened(storage, context) as repository:
+        with opened(storage, context) as repository:
             tree = choose_tree(find_backup(repository, row.backup_id), volume=volume, rootfs=rootfs)
             packed = pack_files(repository, tree, path)
             yield packed

@@ -1,6 +1,6 @@
 """Hosts of both kinds, and what runs on them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sized
 from typing import Any
 from uuid import UUID
 
@@ -10,27 +10,42 @@ from pydantic import BaseModel
 from lab_backup.api.access import Actor, Audit, Audited, CanAdminister, CanRead
 from lab_backup.api.context import Db
 from lab_backup.api.schemas.base import InPages, Listed, Paging
-from lab_backup.api.schemas.places import ContainerShown, HostCreate, HostShown, HostTest, HostUpdate, VmShown
+from lab_backup.api.schemas.places import (
+    ContainerShown,
+    HostCreate,
+    HostShown,
+    HostTest,
+    HostUpdate,
+    PodShown,
+    VmShown,
+    VolumeShown,
+)
 from lab_backup.api.threads import in_thread
 from lab_backup.catalog.base import AsyncSession
 from lab_backup.catalog.paging import page
-from lab_backup.catalog.places import Container, KvmHost, PodmanHost, Vm
-from lab_backup.catalog.queries import everything, get, refuse_taken, rows_of
+from lab_backup.catalog.places import Container, KvmHost, Pod, PodmanHost, Vm, Volume
+from lab_backup.catalog.queries import everything, get, refuse_taken
 from lab_backup.catalog.queue import new_job
+from lab_backup.catalog.sources import there
 from lab_backup.errors import LabBackupError
-from lab_backup.operations.inventory import list_containers, list_vms
+from lab_backup.operations.inventory import list_all, list_vms
 
 router = APIRouter(tags=["hosts"])
 
 Host = KvmHost | PodmanHost
 WORDS: dict[type[Any], str] = {KvmHost: "kvm", PodmanHost: "podman"}
-ASK: dict[type[Any], Callable[[str], Sequence[object]]] = {KvmHost: list_vms, PodmanHost: list_containers}
+ASK: dict[type[Any], Callable[[str], Sized]] = {KvmHost: list_vms, PodmanHost: list_all}
 
 
 async def _list(
-    db: AsyncSession, table: type[Any], shown: type[BaseModel], paging: Paging, host: UUID | None = None
+    db: AsyncSession,
+    table: type[Any],
+    shown: type[BaseModel],
+    paging: Paging,
+    kind: str | None = None,
+    host: UUID | None = None,
 ) -> Any:
-    statement = everything(table) if table in WORDS else rows_of(table, host)
+    statement = everything(table) if kind is None else there(kind, host)
     found = await page(
         db, statement, table.created_at, table.id, cursor=paging.cursor, limit=paging.limit, order=paging.order
     )
@@ -131,14 +146,14 @@ async def try_kvm_host(host_id: UUID, _: CanAdminister, db: Db) -> HostTest:
 async def list_vms_of_host(host_id: UUID, _: CanRead, db: Db, paging: InPages) -> Listed[VmShown]:
     """List the VMs of a host as it was last seen; a host that is down holds up nobody."""
     await get(db, KvmHost, host_id, "host")
-    found: Listed[VmShown] = await _list(db, Vm, VmShown, paging, host_id)
+    found: Listed[VmShown] = await _list(db, Vm, VmShown, paging, "vm", host_id)
     return found
 
 
 @router.get("/kvm/vms")
 async def list_all_vms(_: CanRead, db: Db, paging: InPages) -> Listed[VmShown]:
     """List the VMs of all hosts."""
-    found: Listed[VmShown] = await _list(db, Vm, VmShown, paging)
+    found: Listed[VmShown] = await _list(db, Vm, VmShown, paging, "vm")
     return found
 
 
@@ -191,5 +206,42 @@ async def try_podman_host(host_id: UUID, _: CanAdminister, db: Db) -> HostTest:
 async def list_containers_of_host(host_id: UUID, _: CanRead, db: Db, paging: InPages) -> Listed[ContainerShown]:
     """List the containers of a host as it was last seen."""
     await get(db, PodmanHost, host_id, "host")
-    found: Listed[ContainerShown] = await _list(db, Container, ContainerShown, paging, host_id)
+    found: Listed[ContainerShown] = await _list(db, Container, ContainerShown, paging, "container", host_id)
+    return found
+
+
+@router.get("/podman/containers")
+async def list_all_containers(_: CanRead, db: Db, paging: InPages) -> Listed[ContainerShown]:
+    """List the containers of all hosts."""
+    found: Listed[ContainerShown] = await _list(db, Container, ContainerShown, paging, "container")
+    return found
+
+
+@router.get("/podman/hosts/{host_id}/pods")
+async def list_pods_of_host(host_id: UUID, _: CanRead, db: Db, paging: InPages) -> Listed[PodShown]:
+    """List the pods of a host as it was last seen."""
+    await get(db, PodmanHost, host_id, "host")
+    found: Listed[PodShown] = await _list(db, Pod, PodShown, paging, "pod", host_id)
+    return found
+
+
+@router.get("/podman/pods")
+async def list_all_pods(_: CanRead, db: Db, paging: InPages) -> Listed[PodShown]:
+    """List the pods of all hosts."""
+    found: Listed[PodShown] = await _list(db, Pod, PodShown, paging, "pod")
+    return found
+
+
+@router.get("/podman/hosts/{host_id}/volumes")
+async def list_volumes_of_host(host_id: UUID, _: CanRead, db: Db, paging: InPages) -> Listed[VolumeShown]:
+    """List the named volumes of a host as it was last seen."""
+    await get(db, PodmanHost, host_id, "host")
+    found: Listed[VolumeShown] = await _list(db, Volume, VolumeShown, paging, "volume", host_id)
+    return found
+
+
+@router.get("/podman/volumes")
+async def list_all_volumes(_: CanRead, db: Db, paging: InPages) -> Listed[VolumeShown]:
+    """List the named volumes of all hosts."""
+    found: Listed[VolumeShown] = await _list(db, Volume, VolumeShown, paging, "volume")
     return found

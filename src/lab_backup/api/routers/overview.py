@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from lab_backup import __version__
 from lab_backup.api.access import CanRead
 from lab_backup.api.context import Db, InContext
+from lab_backup.api.routers.storage import storage_shown
 from lab_backup.api.schemas.places import StorageShown
 from lab_backup.api.schemas.work import HistoryShown, ProtectionShown
 from lab_backup.catalog.base import DatabaseError
@@ -100,13 +101,7 @@ async def backup_status(_: CanRead, db: Db, format: Format = "json") -> Any:  # 
 async def storage_usage(_: CanRead, db: Db, format: Format = "json") -> Any:  # noqa: A002  the word of the API
     """List how full the storages are."""
     found = (await db.scalars(everything(Storage))).all()
-    rows = [
-        StorageShown(
-            **{name: getattr(row, name) for name in StorageShown.model_fields if name != "encrypted"},
-            encrypted=row.passphrase is not None,
-        )
-        for row in found
-    ]
+    rows = [storage_shown(row) for row in found]
     return _as_csv(rows) if format == "csv" else rows
 
 

@@ -1,7 +1,7 @@
 """Schedules."""
 
-from datetime import UTC, datetime
-from typing import Annotated
+from datetime import UTC, datetime, tzinfo
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, status
@@ -9,26 +9,57 @@ from fastapi import APIRouter, Query, status
 from lab_backup.api.access import Audited, CanOperate, CanRead
 from lab_backup.api.context import Db
 from lab_backup.api.schemas.base import InPages, Listed
-from lab_backup.api.schemas.work import JobShown, ScheduleCreate, SchedulePreview, ScheduleShown, ScheduleUpdate
+from lab_backup.api.schemas.work import (
+    JobShown,
+    KeptShown,
+    ScheduleCreate,
+    SchedulePreview,
+    ScheduleShown,
+    ScheduleUpdate,
+)
 from lab_backup.catalog.base import AsyncSession
 from lab_backup.catalog.paging import page
-from lab_backup.catalog.places import Container, Storage, Vm
-from lab_backup.catalog.queries import everything, get, refuse_taken
-from lab_backup.catalog.queue import backup_job
-from lab_backup.catalog.work import Schedule
+from lab_backup.catalog.places import KvmHost, PodmanHost, Storage
+from lab_backup.catalog.queries import backups_under, everything, get, put, refuse_taken
+from lab_backup.catalog.queue import backup_job, new_job
+from lab_backup.catalog.sources import KINDS, members, source_of
+from lab_backup.catalog.work import BackupRow, Schedule
+from lab_backup.errors import UsageError
 from lab_backup.operations.prune import parse_zone
 from lab_backup.policy.cron import next_runs
+from lab_backup.policy.retention import Point, Policy, select
 from lab_backup.repository.session import new_backup_id
 
 router = APIRouter(tags=["schedules"])
 
 
-async def source_row(db: AsyncSession, source_type: str, source_id: UUID) -> Vm | Container:
-    """Return what a schedule or backup is of. Raises NotFoundError."""
-    found: Vm | Container = await get(
-        db, Vm if source_type == "vm" else Container, source_id, "VM" if source_type == "vm" else "container"
-    )
-    return found
+async def source_row(db: AsyncSession, source_type: str, source_id: UUID) -> Any:
+    """Return what a backup is of, by its row. Raises NotFoundError."""
+    kind = KINDS[source_type]
+    return await get(db, kind.table, source_id, kind.word)
+
+
+async def _check_covered(db: AsyncSession, body: ScheduleCreate) -> None:
+    """Raise UsageError or NotFoundError where a schedule does not say what it covers."""
+    needs_id = body.source_type not in {"tag", "all"}
+    if needs_id != (body.source_id is not None) or (body.source_type == "tag") != (body.source_tag is not None):
+        raise UsageError(
+            f"a schedule of {body.source_type!r} does not fit what else it says of its sources",
+            hint="a source or host needs `source_id`, `tag` needs `source_tag`, `all` neither",
+        )
+    if body.source_id is None:
+        return
+    if body.source_type in KINDS:
+        await source_row(db, body.source_type, body.source_id)
+    else:
+        await get(db, KvmHost if body.source_type == "kvm_host" else PodmanHost, body.source_id, "host")
+
+
+async def _check_copy(db: AsyncSession, to: UUID | None, storage: UUID) -> None:
+    if to is not None:
+        await get(db, Storage, to, "storage")
+    if to == storage:
+        raise UsageError("backups are not copied to the storage that they are in", hint="choose another one")
 
 
 @router.get("/schedules")
@@ -50,8 +81,9 @@ async def list_schedules(_: CanRead, db: Db, paging: InPages) -> Listed[Schedule
 async def create_schedule(body: ScheduleCreate, actor: CanOperate, db: Db, audit: Audited) -> ScheduleShown:
     """Make a schedule. It is served from now on, within seconds."""
     await refuse_taken(db, Schedule.name, body.name, "the schedule")
-    await source_row(db, body.source_type, body.source_id)
+    await _check_covered(db, body)
     await get(db, Storage, body.storage_backend_id, "storage")
+    await _check_copy(db, body.replicate_to, body.storage_backend_id)
     next_runs(body.cron_expression, parse_zone(body.timezone), after=datetime.now(UTC), count=1)
     row = Schedule(
         **body.model_dump(exclude={"retention_config"}),
@@ -81,6 +113,7 @@ async def update_schedule(
         await refuse_taken(db, Schedule.name, body.name, "the schedule", but=schedule_id)
     if body.storage_backend_id is not None:
         await get(db, Storage, body.storage_backend_id, "storage")
+    await _check_copy(db, body.replicate_to or row.replicate_to, body.storage_backend_id or row.storage_backend_id)
     next_runs(
         body.cron_expression or row.cron_expression,
         parse_zone(body.timezone or row.timezone),
@@ -104,31 +137,68 @@ async def delete_schedule(schedule_id: UUID, actor: CanOperate, db: Db, audit: A
 
 @router.post("/schedules/{schedule_id}/run", status_code=status.HTTP_202_ACCEPTED)
 async def run_schedule(schedule_id: UUID, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
-    """Back up now what the schedule backs up."""
+    """Back up now what the schedule backs up. Where that is more than one source, the job queues a job for each."""
     row: Schedule = await get(db, Schedule, schedule_id, "schedule")
-    source = await source_row(db, row.source_type, row.source_id)
-    job = backup_job(
-        row.source_type,
-        source.id,
-        source.name,
-        row.storage_backend_id,
-        backup_id=new_backup_id(),
-        schedule=row,
-        requested_by=actor.user,
-    )
-    db.add(job)
-    await db.flush()
-    await db.refresh(job)
+    if row.source_type in KINDS and row.source_id is not None:
+        source = await source_row(db, row.source_type, row.source_id)
+        job = backup_job(
+            source_of(row.source_type, source),
+            row.storage_backend_id,
+            backup_id=new_backup_id(),
+            schedule=row,
+            requested_by=actor.user,
+        )
+    else:
+        job = new_job(
+            "schedule",
+            {},
+            title=f"run {row.name}",
+            lock_key=f"schedule/{row.id}",
+            storage=row.storage_backend_id,
+            schedule=row.id,
+            requested_by=actor.user,
+            priority=1,
+        )
     await audit(actor, "run", "schedule", schedule_id)
-    return JobShown.model_validate(job)
+    return JobShown.model_validate(await put(db, job))
 
 
 @router.get("/schedules/{schedule_id}/preview")
 async def preview(
     schedule_id: UUID, _: CanRead, db: Db, count: Annotated[int, Query(ge=1, le=100)] = 10
 ) -> SchedulePreview:
-    """Tell when the schedule is due next."""
+    """Tell when the schedule is due next, what it backs up, and what its retention would keep of what is there."""
     row: Schedule = await get(db, Schedule, schedule_id, "schedule")
+    zone, now = parse_zone(row.timezone), datetime.now(UTC)
+    sources = await db.run_sync(lambda session: [f"{source.kind}/{source.name}" for source in members(session, row)])
     return SchedulePreview(
-        next_runs=next_runs(row.cron_expression, parse_zone(row.timezone), after=datetime.now(UTC), count=count)
+        next_runs=next_runs(row.cron_expression, zone, after=now, count=count),
+        sources=sources,
+        retention=_simulated(list(await db.scalars(backups_under(row))), Policy(**row.retention_config), now, zone),
     )
+
+
+def _simulated(rows: list[BackupRow], policy: Policy, now: datetime, zone: tzinfo) -> list[KeptShown]:
+    """Return what the policy would do with these backups now; one without rules keeps everything."""
+    points = [
+        Point(
+            id=str(row.id),
+            source=(row.source_type, row.source_id),
+            time=row.completed_at,
+            protected=row.protected,
+            deleted=row.deleted_at is not None,
+            good=False if row.status == "damaged" else True if row.verified_at else None,
+        )
+        for row in rows
+    ]
+    decided = None if policy.empty else select(points, policy, now=now, zone=zone)
+    return [
+        KeptShown(
+            backup=row.id,
+            source_name=row.source_name,
+            completed_at=row.completed_at,
+            kept=decided is None or decided[str(row.id)].outcome == "keep",
+            reasons=["every backup stays"] if decided is None else list(decided[str(row.id)].reasons),
+        )
+        for row in rows
+    ]

@@ -1,7 +1,7 @@
 """Hosts, what runs on them, and storages."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, Field
@@ -82,16 +82,82 @@ class ContainerShown(Shown):
     name: str
     container_id: str
     image: str
+    pod: str
     state: str
     seen_at: datetime
 
 
+class PodShown(Shown):
+    """A pod as its host was last seen. `containers`: how many, without the one that holds it together."""
+
+    id: UUID
+    podman_host_id: UUID
+    name: str
+    pod_id: str
+    containers: int
+    state: str
+    seen_at: datetime
+
+
+class VolumeShown(Shown):
+    """A named volume as its host was last seen."""
+
+    id: UUID
+    podman_host_id: UUID
+    name: str
+    driver: str
+    state: str
+    seen_at: datetime
+
+
+class Tags(Body):
+    """All tags of a source: those that it had before and that are not here are taken away."""
+
+    tags: Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")]], Field(max_length=20)]
+
+
+class TaggedShown(Shown):
+    """A source with a tag."""
+
+    source_type: str
+    source_id: UUID
+    tag: str
+
+
+class WorkerShown(Shown):
+    """A worker process as it was last heard. `alive`: within the last minute; `same_version`: as this service. Figures in bytes."""
+
+    name: str
+    host: str
+    version: str
+    same_version: bool
+    alive: bool
+    queues: list[str]
+    slots: int
+    started_at: datetime
+    seen_at: datetime
+    figures: dict[str, Any]
+
+
+class StorageCredentials(Body):
+    """What opens a bucket (`access_key` and `secret_key`) or a share (`password`). Each may be `vault:MOUNT/PATH#FIELD`, which is read at use."""
+
+    access_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    secret_key: Secret | None = None
+    session_token: Secret | None = None
+    password: Secret | None = None
+
+
 class StorageCreate(Body):
-    """A storage: a new repository at `url`, or with `existing` one that is there already. `passphrase` null: not encrypted."""
+    """A storage: a new repository at `url`, or with `existing` one that is there already. `passphrase` null: not encrypted.
+
+    The passphrase may be `vault:MOUNT/PATH#FIELD`, which is read at use.
+    """
 
     name: Name
     url: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$"), NoPassword]
     passphrase: Secret | None
+    credentials: StorageCredentials | None = None
     existing: bool = False
     chunk_size: Annotated[int, Field(ge=4096, le=16 * 1024 * 1024)] = 131072
     compression: Annotated[str, Field(max_length=20)] = "zstd:3"
@@ -99,11 +165,45 @@ class StorageCreate(Body):
 
 
 class StorageUpdate(Body):
-    """What changes of a storage; null: it stays."""
+    """What changes of a storage; null: it stays. New credentials and a new passphrase are tried before they are kept."""
 
     name: Name | None = None
+    credentials: StorageCredentials | None = None
+    passphrase: Secret | None = None
     enabled: bool | None = None
     threshold: Percent | None = None
+
+
+class StorageCheck(Shown):
+    """One thing that was tried with a storage."""
+
+    name: str
+    outcome: Literal["ok", "warning", "failed"]
+    detail: str
+    hint: str | None
+
+
+class StorageTest(Shown):
+    """What a live test of a storage found."""
+
+    ok: bool
+    checks: list[StorageCheck]
+
+
+class KeyShown(Shown):
+    """A way to open a repository, without the key."""
+
+    id: str
+    kind: str
+    label: str
+    created: str
+
+
+class KeyCreate(Body):
+    """Another passphrase that is to open the repository."""
+
+    passphrase: Secret
+    label: Name
 
 
 class ReplicateCreate(Body):
@@ -121,6 +221,7 @@ class StorageShown(Shown):
     url: str
     repository_id: str
     encrypted: bool
+    has_credentials: bool
     enabled: bool
     capacity: int | None
     used: int | None

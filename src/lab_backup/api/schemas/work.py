@@ -9,7 +9,9 @@ from pydantic import Field
 from lab_backup.api.schemas.base import Body, Name, Shown, Text
 
 Kept = Annotated[int, Field(ge=0, le=10_000)]
-SourceType = Literal["vm", "container"]
+SourceType = Literal["vm", "container", "pod", "volume"]
+Covered = Literal["vm", "container", "pod", "volume", "kvm_host", "podman_host", "tag", "all"]
+Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")]
 Status = Literal["queued", "running", "succeeded", "succeeded with warnings", "failed", "cancelled", "interrupted"]
 
 
@@ -25,17 +27,23 @@ class Retention(Body):
 
 
 class ScheduleCreate(Body):
-    """When to back up a source, to which storage, and what to keep. `cron_expression` has five fields, in `timezone`."""
+    """When to back up what, to which storage, and what to keep. `cron_expression` has five fields, in `timezone`.
+
+    `source_id` is that of a source, or of the host all of whose sources are meant, new ones too; `source_tag` chooses by tag; `all` needs neither.
+    """
 
     name: Name
-    source_type: SourceType
-    source_id: UUID
+    source_type: Covered
+    source_id: UUID | None = None
+    source_tag: Tag | None = None
     cron_expression: Annotated[str, Field(max_length=100)]
     timezone: Annotated[str, Field(max_length=64)] = "UTC"
     retention_config: Retention = Retention()
     storage_backend_id: UUID
     enabled: bool = True
     verify_after: bool = False
+    replicate_to: UUID | None = None
+    jitter_seconds: Annotated[int, Field(ge=0, le=86_400)] = 0
 
 
 class ScheduleUpdate(Body):
@@ -48,6 +56,8 @@ class ScheduleUpdate(Body):
     storage_backend_id: UUID | None = None
     enabled: bool | None = None
     verify_after: bool | None = None
+    replicate_to: UUID | None = None
+    jitter_seconds: Annotated[int, Field(ge=0, le=86_400)] | None = None
 
 
 class ScheduleShown(Shown):
@@ -55,8 +65,9 @@ class ScheduleShown(Shown):
 
     id: UUID
     name: str
-    source_type: SourceType
-    source_id: UUID
+    source_type: Covered
+    source_id: UUID | None
+    source_tag: str | None
     schedule_type: str
     cron_expression: str
     timezone: str
@@ -64,13 +75,27 @@ class ScheduleShown(Shown):
     storage_backend_id: UUID
     enabled: bool
     verify_after: bool
+    replicate_to: UUID | None
+    jitter_seconds: int
     created_at: datetime
 
 
+class KeptShown(Shown):
+    """A backup as the retention of a schedule sees it now: whether it would stay, and why."""
+
+    backup: UUID
+    source_name: str
+    completed_at: datetime
+    kept: bool
+    reasons: list[str]
+
+
 class SchedulePreview(Shown):
-    """The next times at which a schedule is due, in UTC."""
+    """The next times at which a schedule is due, in UTC; what it backs up now; and what its retention would keep of what is there."""
 
     next_runs: list[datetime]
+    sources: list[str]
+    retention: list[KeptShown]
 
 
 class BackupCreate(Body):

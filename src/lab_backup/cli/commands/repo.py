@@ -222,7 +222,7 @@ def _new_secret(passphrase_file: Path | None, key_file: Path | None, vault_trans
     if sum(given is not None for given in (passphrase_file, key_file, vault_transit)) > 1:
         raise UsageError("give one of --new-passphrase-file, --new-key-file and --vault-transit")
     if vault_transit is not None:
-        from lab_backup.cli.vault import transit
+        from lab_backup.security.vault_access import transit
 
         return transit(vault_transit, os.environ)
     if key_file is not None:

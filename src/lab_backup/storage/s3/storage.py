@@ -111,8 +111,30 @@ class S3Storage(StorageBackend):
         with translated(self.url, path):
             if len(body) > MULTIPART:
                 self._put_parts(where, body, options)
+            elif self.locks and self.atomic_create and self._put_new(where, body, options):
+                return  # as nearly all objects are: no look at versions is needed
             else:
                 self._put(where, body, options)
+            if self.locks:
+                self._replace(where)
+
+    def _put_new(self, where: dict[str, str], body: memoryview, options: dict[str, Any]) -> bool:
+        try:
+            self._put(where, body, {**options, "IfNoneMatch": "*"})
+        except boto.ClientError as error:
+            if not is_status(error, 412):
+                raise
+            return False
+        return True
+
+    def _replace(self, where: dict[str, str]) -> None:
+        """Make what was just put count also where a version before it was locked once: remove those, unless one is locked still."""
+        key, ours = where["Key"], self._versions.written(where["Key"])
+        before = [row for row in self._versions.of(key) if row["VersionId"] != ours]
+        ends = [end for row in before if (end := self._versions.retention(key, row["VersionId"])) is not None]
+        if ends and max(ends) <= self._versions.now():
+            for row in before:
+                self._client.delete_object(**where, VersionId=row["VersionId"])
 
     def create(self, path: str, data: Buffer) -> None:
         """Store `data` if there is nothing: in one step where the server can do that, else by a look before."""
@@ -297,9 +319,12 @@ class S3Storage(StorageBackend):
                     self._client.delete_object(**where, VersionId=version["VersionId"])
                 except boto.ClientError as error:
                     locked = is_status(error, 403, 400)
-                    until = self._versions.retained(where["Key"], version["VersionId"]) if locked else None
+                    until = self._versions.retention(where["Key"], version["VersionId"]) if locked else None
                     if until is None:
                         raise
+                    if until <= self._versions.now():  # it ended while we asked
+                        self._client.delete_object(**where, VersionId=version["VersionId"])
+                        continue
                     raise ObjectLockedError(
                         f"{path} in {self.url} is locked until {until:%Y-%m-%d %H:%M} UTC", until=until
                     ) from None

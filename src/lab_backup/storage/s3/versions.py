@@ -118,7 +118,7 @@ class Versions:
 
     def _choose(self, held: "_Held") -> Row | None:
         for row in held.oldest_first():
-            until = self._retention(row["Key"], row["VersionId"])
+            until = self.retention(row["Key"], row["VersionId"])
             if until is not None:
                 with self._lock:
                     self._pinned[row["Key"]] = {name: row[name] for name in _FIELDS}, until
@@ -130,10 +130,10 @@ class Versions:
 
     def retained(self, key: str, version: str) -> datetime | None:
         """Return the end of a version's retention, if it lies ahead."""
-        until = self._retention(key, version)
+        until = self.retention(key, version)
         return until if until is not None and until > self.now() else None
 
-    def _retention(self, key: str, version: str) -> datetime | None:
+    def retention(self, key: str, version: str) -> datetime | None:
         """Return the end of a version's retention, also if it is over; None where there never was one."""
         try:
             answer = self._client.get_object_retention(Bucket=self._bucket, Key=key, VersionId=version)

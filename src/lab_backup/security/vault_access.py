@@ -1,10 +1,14 @@
-"""Which Vault, which key in it, and who we are there: from the user's environment, by the names that Vault's own tools use."""
+"""Which Vault, and who we are there: from the environment, by the names that Vault's own tools use."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from lab_backup.errors import UsageError
 from lab_backup.security.vault import VaultAccess, VaultTransit, read_passphrase
+
+REFERENCE = "vault:"
+"""What a credential begins with that is not the secret itself but says where in Vault it is: `vault:mount/path#field`."""
 
 _FIRST_LINE = 4096  # bytes; a secret id has 36
 
@@ -17,6 +21,11 @@ def transit(path: str, environment: Mapping[str, str]) -> VaultTransit:
 def passphrase(where: str, environment: Mapping[str, str]) -> str:
     """Return the passphrase at `where` (`mount/path#field`) in the KV engine of that Vault. Raises UsageError, VaultError."""
     return read_passphrase(_access(environment), where)
+
+
+def resolved(secret: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a secret, or where it is a reference what Vault has there now. Raises UsageError, VaultError."""
+    return passphrase(secret.removeprefix(REFERENCE), environment) if secret.startswith(REFERENCE) else secret
 
 
 def _access(environment: Mapping[str, str]) -> VaultAccess:

@@ -1,0 +1,226 @@
+"""The service with more than one container: pods, volumes, tags and whole hosts, a bucket with credentials of its own, keys, maintenance and workers."""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lab_backup import __version__
+from lab_backup.demo.podman_service import IMAGE, PodmanService
+from support.podman_box import IDLE, container
+from support.seaweed import ADMIN, Seaweed
+from support.service import Service
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """Run the service for all tests of this module."""
+    with Service() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def token(service: Service) -> str:
+    """Return an administrator's access token."""
+    return service.sign_in()
+
+
+@pytest.fixture(scope="module")
+def disk(service: Service, token: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a storage on the local disk."""
+    body = {"name": "disk", "url": str(tmp_path_factory.mktemp("disk") / "repository"), "passphrase": "only for tests"}
+    return service.post("storage", body, token=token, status=201)
+
+
+@pytest.fixture(scope="module")
+def host(service: Service, token: str, podman_service: PodmanService) -> Any:
+    """Return the Podman host."""
+    return service.post("podman/hosts", {"name": "box", "uri": podman_service.uri}, token=token, status=201)
+
+
+def found(service: Service, token: str, host: str, what: str, name: str) -> Any:
+    """Return the row of something on the host, looked at anew."""
+    service.ask("PUT", f"podman/hosts/{host}", {"enabled": True}, token=token)
+    rows = service.until(
+        lambda: service.get(f"podman/hosts/{host}/{what}", token)["items"],
+        lambda rows: any(row["name"] == name for row in rows),
+    )
+    return next(row for row in rows if row["name"] == name)
+
+
+def ended_well(service: Service, token: str, job: str) -> Any:
+    """Return a job that succeeded."""
+    done = service.job(job, token)
+    assert done["status"] in {"succeeded", "succeeded with warnings"}, done
+    return done
+
+
+def enough(wanted: int) -> Callable[[Any], bool]:
+    """Return whether so many jobs besides those that only queue others have succeeded."""
+    return lambda rows: sum(row["status"] == "succeeded" and row["type"] != "schedule" for row in rows) == wanted
+
+
+def test_pods_and_volumes_are_backed_up_by_tag_and_come_back(
+    service: Service, token: str, podman_service: PodmanService, disk: Any, host: Any
+) -> None:
+    """A tag chooses a pod and a volume; one run backs both up, and verifies them; both come back under new names."""
+    pod = f"p-{uuid.uuid4().hex[:8]}"
+    with container(podman_service) as box:
+        podman_service.run("pod", "create", "--name", pod, "--infra=false")
+        try:
+            podman_service.run("run", "-d", "--pod", pod, "--name", f"{pod}-one", IMAGE, *IDLE)
+            box.sh("echo kept > /data/file")
+            made = found(service, token, host["id"], "pods", pod)
+            assert made["containers"] == 1
+            inside = found(service, token, host["id"], "containers", f"{pod}-one")
+            assert inside["pod"] == pod
+            volume = found(service, token, host["id"], "volumes", box.volume)
+            for kind, row in (("pod", made), ("volume", volume)):
+                answer = service.ask("PUT", f"sources/{kind}/{row['id']}/tags", {"tags": ["gold"]}, token=token)
+                assert answer.status_code == 200, answer.text
+            assert {row["source_type"] for row in service.get("sources/tags", token)} == {"pod", "volume"}
+            schedule = service.post(
+                "schedules",
+                {"name": "gold", "source_type": "tag", "source_tag": "gold", "cron_expression": "0 3 * * *", "storage_backend_id": disk["id"], "verify_after": True, "retention_config": {"last": 1, "daily": 0, "weekly": 0, "monthly": 0, "yearly": 0}},
+                token=token, status=201,
+            )  # fmt: skip
+            for count in (1, 2):
+                job = service.post(f"schedules/{schedule['id']}/run", token=token, status=202)
+                assert ended_well(service, token, job["id"])["result"] == {"sources": 2}
+                rows = service.until(
+                    lambda: service.get(f"jobs?schedule={schedule['id']}&limit=100", token)["items"],
+                    enough(4 * count),
+                )
+                assert {row["type"] for row in rows} == {"schedule", "backup", "verify"}
+            preview = service.get(f"schedules/{schedule['id']}/preview", token)
+            assert preview["sources"] == [f"pod/{pod}", f"volume/{box.volume}"]
+            assert sorted(row["kept"] for row in preview["retention"]) == [False, False, True, True]
+            status = {(row["source_type"], row["name"]): row for row in service.get("reports/backup-status", token)}
+            assert status["pod", pod]["scheduled"]
+            assert status["volume", box.volume]["last_verified"]
+            backups = service.get("backups?limit=100", token)["items"]
+            kept = next(row for row in backups if row["source_name"] == box.volume)
+            restore = service.post(
+                f"backups/{kept['id']}/restore", {"name": f"{box.volume}-2"}, token=token, status=202
+            )
+            ended_well(service, token, restore["id"])
+            look = podman_service.run("run", "--rm", "-v", f"{box.volume}-2:/x", IMAGE, "cat", "/x/file")
+            assert look.stdout == b"kept\n"
+            whole = next(row for row in backups if row["source_name"] == pod)
+            restore = service.post(f"backups/{whole['id']}/restore", {"name": f"{pod}-2", "start": True, "volume_suffix": "-2"}, token=token, status=202)  # fmt: skip
+            ended_well(service, token, restore["id"])
+            assert f"{pod}-2".encode() in podman_service.run("pod", "ps", "--format", "{{.Name}} {{.Status}}").stdout
+        finally:
+            for name in (pod, f"{pod}-2"):
+                podman_service.run("pod", "rm", "-f", "-t", "0", name, check=False)
+            podman_service.run("volume", "rm", "-f", f"{box.volume}-2", check=False)
+
+
+def test_all_of_a_host_is_backed_up_and_what_is_new_too(
+    service: Service, token: str, podman_service: PodmanService, disk: Any, host: Any
+) -> None:
+    """A schedule of a host backs up what is there when it runs."""
+    body = {
+        "name": "all of box", "source_type": "podman_host", "source_id": host["id"], "cron_expression": "0 4 * * *",
+        "storage_backend_id": disk["id"], "jitter_seconds": 60,
+    }  # fmt: skip
+    schedule = service.post("schedules", body, token=token, status=201)
+    with container(podman_service) as box:
+        found(service, token, host["id"], "containers", box.name)
+        assert f"container/{box.name}" in service.get(f"schedules/{schedule['id']}/preview", token)["sources"]
+        job = service.post(f"schedules/{schedule['id']}/run", token=token, status=202)
+        ended_well(service, token, job["id"])
+        service.until(lambda: service.get(f"backups?source={box.name}", token)["items"], bool)
+        row = next(row for row in service.get("reports/backup-status", token) if row["name"] == box.name)
+        assert row["scheduled"]
+    for wrong in (
+        {"source_type": "tag"}, {"source_type": "all"}, {"source_type": "container", "source_tag": "x"},
+        {"replicate_to": disk["id"]},
+    ):  # fmt: skip
+        answer = service.ask("POST", "schedules", {**body, "name": "wrong", **wrong}, token=token)
+        assert answer.status_code == 400, (wrong, answer.text)
+
+
+def test_a_bucket_is_opened_with_credentials_of_its_own(
+    service: Service, token: str, podman_service: PodmanService, host: Any, disk: Any, seaweed: Seaweed
+) -> None:
+    """Credentials are tried, sealed, never shown, and can be replaced; a chain copies each backup there; keys are listed, added and taken away."""
+    bucket, prefix = seaweed.place()
+    good = {"access_key": ADMIN.access_key, "secret_key": ADMIN.secret_key}
+    body = {
+        "name": "bucket",
+        "url": f"s3://{bucket}/{prefix}?endpoint={seaweed.endpoint}",
+        "passphrase": "for tests too",
+    }
+    wrong = service.post(
+        "storage/test", {**body, "credentials": {**good, "secret_key": "x" * 40}}, token=token, status=200
+    )
+    assert (wrong["ok"], wrong["checks"][0]["outcome"]) == (False, "failed")
+    assert service.ask("POST", "storage", {**body, "credentials": {"password": "x"}}, token=token).status_code == 400
+    tried = service.post("storage/test", {**body, "credentials": good}, token=token, status=200)
+    assert tried["ok"], tried
+    bucket_row = service.post("storage", {**body, "credentials": good}, token=token, status=201)
+    assert bucket_row["has_credentials"]
+    assert ADMIN.secret_key not in json.dumps(service.get("storage", token))
+    assert service.post(f"storage/{bucket_row['id']}/test", token=token, status=200)["ok"]
+    refused = service.ask(
+        "PUT", f"storage/{bucket_row['id']}", {"credentials": {**good, "secret_key": "y" * 40}}, token=token
+    )
+    assert refused.status_code in {403, 409, 502, 503}, refused.text
+    keys = service.get(f"storage/{bucket_row['id']}/keys", token)
+    assert len(keys) == 1
+    second = service.post(
+        f"storage/{bucket_row['id']}/keys", {"passphrase": "another one", "label": "spare"}, token=token, status=201
+    )
+    assert service.ask("DELETE", f"storage/{bucket_row['id']}/keys/{second['id']}", token=token).status_code == 204
+    assert service.ask("DELETE", f"storage/{bucket_row['id']}/keys/{keys[0]['id']}", token=token).status_code == 400
+    with container(podman_service) as box:
+        row = found(service, token, host["id"], "containers", box.name)
+        schedule = service.post(
+            "schedules",
+            {"name": "copied", "source_type": "container", "source_id": row["id"], "cron_expression": "0 5 * * *", "storage_backend_id": disk["id"], "replicate_to": bucket_row["id"]},
+            token=token, status=201,
+        )  # fmt: skip
+        service.post(f"schedules/{schedule['id']}/run", token=token, status=202)
+        copies = service.until(
+            lambda: service.get(f"backups?source={box.name}&storage={bucket_row['id']}", token)["items"], bool
+        )
+        assert copies[0]["source_name"] == box.name
+    held = service.data.rglob("*")
+    secret = ADMIN.secret_key.encode()
+    assert not any(secret in path.read_bytes() for path in held if path.is_file() and not path.is_symlink())
+
+
+def test_maintenance_lets_nothing_begin(
+    service: Service, token: str, podman_service: PodmanService, disk: Any, host: Any
+) -> None:
+    """In maintenance, of all or of one host, jobs wait; afterwards they run."""
+    with container(podman_service) as box:
+        row = found(service, token, host["id"], "containers", box.name)
+        wanted = {"source_type": "container", "source_id": row["id"], "storage_backend_id": disk["id"]}
+        for place in ("maintenance", f"maintenance/{host['id']}"):
+            assert service.ask("PUT", place, {"on": True, "reason": "new disks"}, token=token).status_code == 200
+            waiting = service.post("backups", wanted, token=token, status=202)
+            # What goes on in maintenance is begun after it, so the beat has looked at the queue meanwhile.
+            service.ask("PUT", f"podman/hosts/{host['id']}", {"enabled": True}, token=token)
+            service.until(
+                lambda: service.get("jobs?type=inventory&limit=1", token)["items"],
+                lambda rows: rows and rows[0]["status"] == "succeeded",
+            )
+            assert service.get(f"jobs/{waiting['id']}", token)["status"] == "queued"
+            assert service.ask("PUT", place, {"on": False}, token=token).status_code == 200
+            ended_well(service, token, waiting["id"])
+
+
+def test_workers_and_settings_are_shown(service: Service, token: str) -> None:
+    """The worker says what it is and what its host is at; settings change in part and are checked."""
+    workers = service.until(lambda: service.get("workers", token), bool)
+    assert (workers[0]["version"], workers[0]["alive"], workers[0]["same_version"]) == (__version__, True, True)
+    assert workers[0]["figures"]["memory_total"] > 0
+    assert workers[0]["queues"] == ["default"]
+    changed = service.ask("PUT", "settings", {"keep_logs_days": 30}, token=token).json()
+    assert (changed["keep_logs_days"], changed["jobs_at_once"]) == (30, 16)
+    assert service.ask("PUT", "settings", {"jobs_at_once": 0}, token=token).status_code == 422
+    assert service.ask("PUT", "settings", {"heartbeat_url": "ftp://x"}, token=token).status_code == 422
