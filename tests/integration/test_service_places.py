@@ -1,17 +1,55 @@
 """The service with more than one container: pods, volumes, tags and whole hosts, a bucket with credentials of its own, keys, maintenance and workers."""
 
+import io
 import json
+import tarfile
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
 
+import httpx
 import pytest
+from websockets.sync.client import connect
 
 from lab_backup import __version__
 from lab_backup.demo.podman_service import IMAGE, PodmanService
 from support.podman_box import IDLE, container
 from support.seaweed import ADMIN, Seaweed
 from support.service import Service
+
+
+class Hook:
+    """A server that answers everything with 204, and notes what it was asked for."""
+
+    def __enter__(self) -> Self:
+        """Listen."""
+        asked: list[str] = []
+        self.asked = asked
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                self.send_response(204)
+                self.end_headers()
+
+            do_POST = do_GET  # noqa: N815  the name that the server looks for
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self._server.shutdown()
+        self._server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +262,79 @@ def test_workers_and_settings_are_shown(service: Service, token: str) -> None:
     assert (changed["keep_logs_days"], changed["jobs_at_once"]) == (30, 16)
     assert service.ask("PUT", "settings", {"jobs_at_once": 0}, token=token).status_code == 422
     assert service.ask("PUT", "settings", {"heartbeat_url": "ftp://x"}, token=token).status_code == 422
+
+
+def test_two_backups_are_compared_kept_and_downloaded(
+    service: Service, token: str, podman_service: PodmanService, disk: Any, host: Any
+) -> None:
+    """Two backups of a container: what differs, in which order they are listed, one kept for good, one downloaded whole; a repeated request is done once."""
+    with container(podman_service) as box:
+        row = found(service, token, host["id"], "containers", box.name)
+        wanted = {"source_type": "container", "source_id": row["id"], "storage_backend_id": disk["id"]}
+        box.sh("echo one > /data/stays; echo old > /data/changes; echo x > /data/goes")
+        headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": "first of two"}
+        answers = [httpx.post(f"{service.url}/backups", json=wanted, headers=headers, timeout=60) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [202, 202]
+        assert answers[0].json()["id"] == answers[1].json()["id"]
+        assert answers[1].headers["Idempotent-Replayed"] == "true"
+        other = httpx.post(f"{service.url}/backups", json={**wanted, "full": True}, headers=headers, timeout=60)
+        assert other.status_code == 422
+        ended_well(service, token, answers[0].json()["id"])
+        box.sh(
+            "echo newer > /data/changes; rm /data/goes; head -c 70000 /dev/urandom > /data/comes; ln /data/comes /data/twice"
+        )
+        ended_well(service, token, service.post("backups", wanted, token=token, status=202)["id"])
+    listed = service.get(f"backups?source={box.name}&sort=completed_at&order=oldest", token)["items"]
+    assert len(listed) == 2, "the repeated request made no backup of its own"
+    first, second = (backup["id"] for backup in listed)
+    page = service.get("backups?sort=source_name&order=oldest&limit=1", token)
+    names = [page["items"][0]["source_name"]]
+    while page["next"]:
+        page = service.get(f"backups?sort=source_name&order=oldest&limit=1&cursor={page['next']}", token)
+        names.append(page["items"][0]["source_name"])
+    assert names == sorted(names)
+    assert len(names) == len(service.get("backups?limit=500", token)["items"])
+    compared = service.get(f"backups/{first}/compare/{second}", token)
+    tree = next(tree for tree in compared["trees"] if box.volume in tree["name"])
+    assert {(file["path"], file["change"]) for file in tree["files"]} == {
+        ("changes", "changed"), ("goes", "removed"), ("comes", "added"), ("twice", "added"),
+    }  # fmt: skip
+    assert next(file["size_after"] for file in tree["files"] if file["path"] == "comes") == 70000
+    kept = service.post(f"backups/{first}/archive", token=token, status=202)
+    ended_well(service, token, kept["id"])
+    assert [backup["id"] for backup in service.get("backups?tag=archive", token)["items"]] == [first]
+    refused = service.ask("DELETE", f"backups/{first}", token=token)
+    assert service.job(refused.json()["id"], token)["status"] == "failed"
+    service.job(service.ask("DELETE", f"backups/{first}/archive", token=token).json()["id"], token)
+    assert service.get("backups?tag=archive", token)["items"] == []
+    answer = service.ask("GET", f"backups/{second}/download", token=token)
+    assert answer.headers["content-type"] == "application/x-tar"
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        members = {member.name: member for member in archive}
+        assert json.loads(archive.extractfile(members["manifest.json"]).read())["source"]["name"] == box.name  # type: ignore[union-attr]
+        inside = {name.partition("/")[2]: name for name in members if name.startswith(tree["name"] + "/")}
+        assert archive.extractfile(members[inside["changes"]]).read() == b"newer\n"  # type: ignore[union-attr]
+        assert members[inside["twice"]].linkname == inside["comes"]
+
+
+def test_the_inbox_tells_as_it_fills(service: Service, token: str, disk: Any) -> None:
+    """Who listens hears of a failed job within seconds; a watcher outside hears that the service lives; what is old is forgotten."""
+    with Hook() as hook:
+        channel = {"name": "hook", "type": "webhook", "address": hook.url, "least": "info", "trusted": True}
+        service.post("notifications/channels", channel, token=token, status=201)
+        address = f"{service.url.replace('http', 'ws', 1)}/ws/notifications"
+        with connect(address, open_timeout=20) as socket:
+            socket.send(json.dumps({"token": token}))
+            time.sleep(1)  # the service says nothing when it has begun to listen
+            service.post(f"storage/{disk['id']}/verify", token=token, status=202)
+            told = {}
+            while "subject" not in told:
+                told = json.loads(socket.recv(timeout=60))
+            assert told["subject"].startswith("verify disk")
+        assert service.ask("PUT", "settings", {"heartbeat_url": hook.url + "alive"}, token=token).status_code == 200
+        service.until(lambda: hook.asked, lambda asked: "/alive" in asked, 90)
+    done = service.until(
+        lambda: service.get("jobs?type=housekeeping", token)["items"],
+        lambda rows: rows and rows[0]["status"] == "succeeded",
+    )
+    assert set(done[0]["result"]) == {"job_logs", "jobs", "notifications", "sessions"}

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from lab_backup import __version__
 from lab_backup.api import problems
 from lab_backup.api.context import Context
+from lab_backup.api.idempotency import once
 from lab_backup.api.routers import (
     auth,
     backups,
@@ -112,7 +113,7 @@ async def _guard(request: Request, call: Callable[[Request], Awaitable[Response]
     if chunked or not length.isascii() or not length.isdigit() or int(length) > MOST_BYTES:
         response: Response = problems.answer(413, "the request is too large, or does not say how large it is")
     else:
-        response = await call(request)
+        response = await once(request, call, request.app.state.context)
     response.headers.update(HEADERS)
     return response
 

@@ -27,16 +27,16 @@ class Page:
     next: str | None
 
 
-def write_cursor(moment: datetime, identity: UUID | int) -> str:
-    """Return the cursor that stands for a row."""
-    return base64.urlsafe_b64encode(msgspec.json.encode([moment, str(identity)])).decode("ascii").rstrip("=")
+def write_cursor(value: datetime | str | int, identity: UUID | int) -> str:
+    """Return the cursor that stands for a row: what it is sorted by, and its id."""
+    return base64.urlsafe_b64encode(msgspec.json.encode([value, str(identity)])).decode("ascii").rstrip("=")
 
 
-def read_cursor(cursor: str) -> tuple[datetime, str]:
-    """Return moment and id of the row that `cursor` stands for. Raises UsageError."""
+def read_cursor(cursor: str, kind: type[Any] = datetime) -> tuple[Any, str]:
+    """Return what the row that `cursor` stands for is sorted by, which is of that kind, and its id. Raises UsageError."""
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        moment, identity = msgspec.json.decode(raw, type=tuple[datetime, str])
+        moment, identity = msgspec.json.decode(raw, type=tuple[kind, str])  # type: ignore[valid-type]  # known when it runs
     except (ValueError, binascii.Error, msgspec.MsgspecError) as error:
         raise UsageError("this cursor was not given out by a list", hint="begin anew without a cursor") from error
     return moment, identity
@@ -52,9 +52,9 @@ async def page(
     limit: int,
     order: Order = "newest",
 ) -> Page:
-    """Return a page of `statement`, ordered by the columns `moment` and `identity`. Raises UsageError for a cursor that is none."""
+    """Return a page of `statement`, ordered by the columns `moment` (or another one that is never null) and `identity`. Raises UsageError for a cursor that is none."""
     if cursor is not None:
-        at, number = read_cursor(cursor)
+        at, number = read_cursor(cursor, moment.type.python_type)
         try:
             last: UUID | int = int(number) if identity.type.python_type is int else UUID(number)
         except ValueError as error:

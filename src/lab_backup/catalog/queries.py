@@ -8,6 +8,7 @@ from sqlalchemy import Select, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from lab_backup.catalog.housekeeping import LOOKS
 from lab_backup.catalog.news import Notification, NotificationConfig
 from lab_backup.catalog.people import ApiToken, LoginSession, User
 from lab_backup.catalog.places import SourceTag, Storage
@@ -110,11 +111,7 @@ def jobs(*, status: str | None, kind: str | None, schedule: UUID | None) -> Sele
         statement = statement.where(Job.status == status)
     if schedule is not None:
         statement = statement.where(Job.schedule_id == schedule)
-    return (
-        statement.where(Job.type == kind)
-        if kind is not None
-        else statement.where(Job.type.not_in(("inventory", "usage", "notify")))
-    )
+    return statement.where(Job.type == kind) if kind is not None else statement.where(Job.type.not_in(LOOKS))
 
 
 def lines_of(job: UUID) -> Select[Any]:
@@ -122,9 +119,11 @@ def lines_of(job: UUID) -> Select[Any]:
     return select(JobLog).where(JobLog.job_id == job)
 
 
-def backups(*, source: str | None, source_type: str | None, storage: UUID | None, status: str | None) -> Select[Any]:
+def backups(
+    *, source: str | None, source_type: str | None, storage: UUID | None, status: str | None, tag: str | None
+) -> Select[Any]:
     """Return backups; `source` is a name or a source's identity."""
-    statement = select(BackupRow)
+    statement = select(BackupRow) if tag is None else select(BackupRow).where(BackupRow.tags.contains([tag]))
     for column, value in (
         (BackupRow.source_type, source_type),
         (BackupRow.storage_backend_id, storage),
@@ -185,6 +184,15 @@ async def put(session: AsyncSession, job: Job) -> Job:
     await session.flush()
     await session.refresh(job)
     return job
+
+
+def inbox_since(user: UUID, moment: datetime) -> Select[Any]:
+    """Return what was put into the inbox of a user after a moment, oldest first."""
+    return (
+        select(Notification)
+        .where(Notification.user_id == user, Notification.created_at > moment)
+        .order_by(Notification.created_at)
+    )
 
 
 async def is_asked(session: AsyncSession, lock_key: str) -> bool:
@@ -317,7 +325,7 @@ async def job_history(session: AsyncSession, since: datetime) -> list[dict[str, 
     seconds = func.avg(func.extract("epoch", Job.completed_at - Job.started_at))
     rows = await session.execute(
         select(day, Job.type, Job.status, func.count(), seconds)
-        .where(Job.completed_at >= since, Job.type.not_in(("inventory", "usage")))
+        .where(Job.completed_at >= since, Job.type.not_in(LOOKS))
         .group_by(day, Job.type, Job.status)
         .order_by(day, Job.type, Job.status)
     )

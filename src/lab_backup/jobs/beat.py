@@ -27,6 +27,8 @@ INVENTORY = timedelta(minutes=5)
 NEWS = timedelta(minutes=5)
 USAGE = timedelta(hours=1)
 RETENTION = timedelta(days=1)
+HOUSEKEEPING = timedelta(hours=6)
+HEARTBEAT = timedelta(seconds=30)
 
 
 log = logging.getLogger(__name__)
@@ -116,6 +118,8 @@ class Beat:
             ("news", NEWS, _untold),
             ("usage", USAGE, _usages),
             ("retention", RETENTION, _retention),
+            ("housekeeping", HOUSEKEEPING, _housekeeping),
+            ("heartbeat", HEARTBEAT, _heartbeat),
         ):
             if period_over(session, f"period/{name}", interval, now):
                 for job in jobs(session):
@@ -145,6 +149,15 @@ def _untold(session: Session) -> Iterator[Job]:
 def _usages(session: Session) -> Iterator[Job]:
     for storage in enabled(session, Storage):
         yield new_job("usage", {}, title=f"space of {storage.name}", lock_key=f"usage/{storage.id}", storage=storage.id)
+
+
+def _housekeeping(_: Session) -> Iterator[Job]:
+    yield new_job("housekeeping", {}, title="forget what is old", lock_key="housekeeping", priority=-2)
+
+
+def _heartbeat(session: Session) -> Iterator[Job]:
+    if read_preferences(session).heartbeat_url:
+        yield new_job("heartbeat", {}, title="tell the watcher", lock_key="heartbeat", priority=8)
 
 
 def _retention(session: Session) -> Iterator[Job]:

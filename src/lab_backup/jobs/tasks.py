@@ -12,8 +12,10 @@ import msgspec
 
 from lab_backup.catalog.base import Session, Sessions
 from lab_backup.catalog.credentials import credentials_of, passphrase_of
+from lab_backup.catalog.housekeeping import forget_old
 from lab_backup.catalog.news import SEVERITIES, NotificationConfig, mark_sent, unsent
 from lab_backup.catalog.places import KvmHost, PodmanHost, Storage
+from lab_backup.catalog.preferences import read_preferences
 from lab_backup.catalog.queue import backup_job, new_job
 from lab_backup.catalog.records import (
     forget_backups,
@@ -29,7 +31,7 @@ from lab_backup.catalog.sources import KINDS, members
 from lab_backup.catalog.work import BackupRow, Job, Schedule
 from lab_backup.errors import LabBackupError, NotFoundError, UsageError
 from lab_backup.jobs.progress import JobProgress
-from lab_backup.notify.channels import Message, send
+from lab_backup.notify.channels import Message, ping, send
 from lab_backup.operations import inventory
 from lab_backup.operations.backup import backup_vm
 from lab_backup.operations.backup_container import ContainerOptions, backup_container
@@ -37,7 +39,7 @@ from lab_backup.operations.backup_pod import backup_pod
 from lab_backup.operations.backup_volume import VolumeOptions, backup_volume
 from lab_backup.operations.catalogue import BackupSummary, find_backup, list_backups, summary
 from lab_backup.operations.collect import collect
-from lab_backup.operations.lifecycle import delete, protect, undelete, unprotect
+from lab_backup.operations.lifecycle import archive, delete, protect, unarchive, undelete, unprotect
 from lab_backup.operations.prune import make_policy, prune
 from lab_backup.operations.replicate import replicate
 from lab_backup.operations.repositories import open_repository
@@ -116,7 +118,7 @@ def backup_values(made: BackupSummary, storage: UUID, schedule: UUID | None) -> 
         "source_name": made.source,
         "backup_type": made.kind,
         "consistency": made.consistency,
-        "tags": list(made.tags),
+        "tags": [*made.tags, *(["archive"] if made.archived and "archive" not in made.tags else [])],
         "status": "deleted" if made.deleted else "damaged" if verified is not None and not verified.ok else "complete",
         "size": made.bytes_total,
         "compressed_size": made.bytes_stored,
@@ -420,6 +422,8 @@ MARKS: Mapping[str, Callable[[Repository, str], BackupSummary]] = {
     "protect": protect,
     "unprotect": unprotect,
     "undelete": undelete,
+    "archive": archive,
+    "unarchive": unarchive,
 }
 
 
@@ -477,6 +481,24 @@ def run_notify(job: Job, tools: Tools, progress: JobProgress) -> Done:
     return Done({"sent": len(told)}, record=lambda session: mark_sent(session, told, channel.id, datetime.now(UTC)))
 
 
+def run_housekeeping(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Forget logs, ended jobs and news that are older than they are to be kept."""
+    del job
+    progress.start(None, "forgetting what is old")
+    with tools.sessions() as session:
+        return Done(forget_old(session, read_preferences(session), datetime.now(UTC)))
+
+
+def run_heartbeat(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Tell a watcher outside that beat, queue and workers live: silence then says that they do not."""
+    del job, progress
+    with tools.sessions() as session:
+        address = read_preferences(session).heartbeat_url
+    if address:
+        ping(address)
+    return Done({"told": bool(address)})
+
+
 TASKS: Mapping[str, Callable[[Job, Tools, JobProgress], Done]] = {
     "backup": run_backup,
     "schedule": run_schedule,
@@ -489,6 +511,8 @@ TASKS: Mapping[str, Callable[[Job, Tools, JobProgress], Done]] = {
     "mark": run_mark,
     "replicate": run_replicate,
     "notify": run_notify,
+    "housekeeping": run_housekeeping,
+    "heartbeat": run_heartbeat,
     "usage": run_usage,
     "inventory": run_inventory,
 }

@@ -26,7 +26,19 @@ from lab_backup.jobs.progress import JobProgress, StopRequestedError
 from lab_backup.jobs.tasks import TASKS, Done, Tools
 
 BEAT_SECONDS = 0.5
-QUIET = {"inventory", "usage", "notify", "gc", "prune", "rebuild-catalog", "mark", "delete"}
+NEWS = "lab-backup:news"  # where it is published in Redis that inboxes have something new
+QUIET = {
+    "inventory",
+    "usage",
+    "notify",
+    "gc",
+    "prune",
+    "rebuild-catalog",
+    "mark",
+    "delete",
+    "housekeeping",
+    "heartbeat",
+}
 STALLED_SECONDS = 3600.0  # no byte moved for so long: something hangs that no time limit of its own ends
 
 log = logging.getLogger(__name__)
@@ -135,19 +147,23 @@ class Worker:
             again = retry_of(job) if status == INTERRUPTED else None
             session.add_all([*done.follow_up, *([again] if again else [])])
             done.record(session)
-            self._tell(session, job, status, error, done.warnings)
+            told = self._tell(session, job, status, error, done.warnings)
             session.commit()
+        if told:
+            with contextlib.suppress(RedisError):
+                self.redis.publish(NEWS, b"")
         return True
 
-    def _tell(self, session: Session, job: Job, status: str, error: str | None, warnings: tuple[str, ...]) -> None:
-        """Let those know who asked for it. What only looks at things tells of itself by its warnings alone."""
+    def _tell(self, session: Session, job: Job, status: str, error: str | None, warnings: tuple[str, ...]) -> bool:
+        """Let those know who asked for it; return whether there is anybody. What only looks at things tells of itself by its warnings alone."""
         severity = severity_of(job, status, status_before(session, job))
         if severity is None or (job.type in QUIET and not (warnings and status == WARNINGS)):
-            return
+            return False
         text = "\n".join([error or status, *warnings, f"Job {job.id}"])
-        for channel in announce(
+        channels = announce(
             session, kind=f"{job.type} {status}", severity=severity, subject=f"{job.title}: {status}", message=text
-        ):
+        )
+        for channel in channels:
             if not waiting(session, f"notify/{channel}"):
                 session.add(
                     new_job(
@@ -158,6 +174,7 @@ class Worker:
                         priority=8,
                     )
                 )
+        return bool(channels)
 
     @contextmanager
     def _held(self, lease: Lease, progress: JobProgress) -> Iterator[None]:

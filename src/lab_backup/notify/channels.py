@@ -78,6 +78,17 @@ def send(kind: str, address: str, message: Message, *, secret: str = "", trusted
         )
 
 
+def ping(address: str) -> None:
+    """Ask for `address`, which an administrator has set, so that its server knows that we live. Raises NotifyError."""
+    host = urlsplit(address).hostname
+    try:
+        answer = requests.get(address, timeout=TIMEOUT, allow_redirects=False)
+    except RequestException as error:
+        raise NotifyError(f"the heartbeat's server {host} cannot be reached: {type(error).__name__}") from error
+    if answer.status_code >= 400:
+        raise NotifyError(f"the heartbeat's server {host} answered {answer.status_code}")
+
+
 def _post(address: str, message: Message, secret: str, *, trusted: bool) -> None:
     parts = urlsplit(address)
     if not trusted:

@@ -142,6 +142,26 @@ def protect(repository: Repository, spec: str) -> BackupSummary:
     return summary(backup)
 
 
+def archive(repository: Repository, spec: str) -> BackupSummary:
+    """Keep a backup for good: no retention removes it, and a deletion by hand is refused until `unarchive`. Raises UsageError where it is marked as deleted."""
+    backups = Backups(repository)
+    backup = backups.find(spec)
+    if backup.state.deleted is not None:
+        raise UsageError(
+            f"backup {backup.id[:12]} is marked as deleted", hint="take that back first: lab-backup undelete"
+        )
+    _record(backups, backup.id, "archived", value=True)
+    return summary(backups.find(backup.id))
+
+
+def unarchive(repository: Repository, spec: str) -> BackupSummary:
+    """Let retention decide about a backup again."""
+    backups = Backups(repository)
+    backup = backups.find(spec)
+    _record(backups, backup.id, "archived", value=False)
+    return summary(backups.find(backup.id))
+
+
 def unprotect(repository: Repository, spec: str) -> BackupSummary:
     """Allow deletion again, also of a backup whose manifest is damaged."""
     backups = Backups(repository)

@@ -1,23 +1,28 @@
 """Backups: making, listing, deleting, verifying and restoring them."""
 
+from typing import Literal
 from uuid import UUID
 
 from fastapi import APIRouter, status
 
 from lab_backup.api.access import Audited, CanOperate, CanRead
-from lab_backup.api.context import Db
+from lab_backup.api.context import Db, InContext
+from lab_backup.api.opening import opened
 from lab_backup.api.problems import ForbiddenError
 from lab_backup.api.routers.schedules import source_row
 from lab_backup.api.schemas.base import InPages, Listed
-from lab_backup.api.schemas.work import BackupCreate, BackupShown, JobShown, RestoreCreate
+from lab_backup.api.schemas.work import BackupCreate, BackupShown, ComparisonShown, JobShown, RestoreCreate
+from lab_backup.api.threads import in_thread
 from lab_backup.catalog.base import AsyncSession
 from lab_backup.catalog.paging import page
 from lab_backup.catalog.places import Storage
-from lab_backup.catalog.queries import backups, get, only_host, put
+from lab_backup.catalog.queries import backups, get, only_host, put, released
 from lab_backup.catalog.queue import backup_job, new_job
 from lab_backup.catalog.sources import KINDS, source_of
 from lab_backup.catalog.work import BackupRow, Job
 from lab_backup.errors import BusyError, UsageError
+from lab_backup.operations.catalogue import find_backup
+from lab_backup.operations.compare import Comparison, compare
 from lab_backup.repository.session import new_backup_id
 from lab_backup.security.roles import Role
 
@@ -37,13 +42,15 @@ async def list_backups(
     source_type: str | None = None,
     storage: UUID | None = None,
     status: str | None = None,
+    tag: str | None = None,
+    sort: Literal["completed_at", "size", "compressed_size", "source_name"] = "completed_at",
 ) -> Listed[BackupShown]:
     """List backups."""
-    statement = backups(source=source, source_type=source_type, storage=storage, status=status)
+    statement = backups(source=source, source_type=source_type, storage=storage, status=status, tag=tag)
     found = await page(
         db,
         statement,
-        BackupRow.completed_at,
+        getattr(BackupRow, sort),
         BackupRow.id,
         cursor=paging.cursor,
         limit=paging.limit,
@@ -136,6 +143,41 @@ async def unprotect_backup(backup_id: UUID, actor: CanOperate, db: Db, audit: Au
     """Take the protection of a backup away."""
     await audit(actor, "unprotect", "backup", backup_id)
     return await _mark(db, backup_id, "unprotect", actor.user)
+
+
+@router.post("/backups/{backup_id}/archive", status_code=status.HTTP_202_ACCEPTED)
+async def archive_backup(backup_id: UUID, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
+    """Keep a backup for good; its tags then hold `archive`."""
+    await audit(actor, "archive", "backup", backup_id)
+    return await _mark(db, backup_id, "archive", actor.user)
+
+
+@router.delete("/backups/{backup_id}/archive", status_code=status.HTTP_202_ACCEPTED)
+async def unarchive_backup(backup_id: UUID, actor: CanOperate, db: Db, audit: Audited) -> JobShown:
+    """Let retention decide about a backup again."""
+    await audit(actor, "unarchive", "backup", backup_id)
+    return await _mark(db, backup_id, "unarchive", actor.user)
+
+
+@router.get("/backups/{backup_id}/compare/{other_id}")
+async def compare_backups(
+    backup_id: UUID, other_id: UUID, _: CanOperate, context: InContext, db: Db
+) -> ComparisonShown:
+    """Tell what differs from this backup to another one in the same storage: files, bytes of disks, settings."""
+    first: BackupRow = await get(db, BackupRow, backup_id, "backup")
+    second: BackupRow = await get(db, BackupRow, other_id, "backup")
+    if first.storage_backend_id != second.storage_backend_id:
+        raise UsageError("the two backups are in different storages", hint="choose two in one storage")
+    storage = await get(db, Storage, first.storage_backend_id, "storage")
+    names = first.backup_id, second.backup_id
+    await released(db, storage)
+
+    def look() -> Comparison:
+        with opened(storage, context) as repository:
+            before, after = (find_backup(repository, name) for name in names)
+            return compare(repository, before, after)
+
+    return ComparisonShown.model_validate(await in_thread(look))
 
 
 @router.post("/backups/{backup_id}/undelete", status_code=status.HTTP_202_ACCEPTED)

@@ -1,6 +1,6 @@
 """Files in backups of containers, volumes and pods: looking at them, and downloading them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import chain
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from lab_backup.api.access import Audited, CanOperate
-from lab_backup.api.context import Db, InContext
+from lab_backup.api.context import Context, Db, InContext
 from lab_backup.api.opening import opened
 from lab_backup.api.schemas.work import FileShown
 from lab_backup.api.threads import in_thread
@@ -20,8 +20,9 @@ from lab_backup.catalog.places import Storage
 from lab_backup.catalog.queries import get
 from lab_backup.catalog.work import BackupRow
 from lab_backup.operations.catalogue import find_backup
-from lab_backup.operations.file_archive import Packed, pack_files
+from lab_backup.operations.file_archive import Packed, pack_backup, pack_files
 from lab_backup.operations.files import choose_tree, list_files
+from lab_backup.repository.repository import Repository
 
 router = APIRouter(tags=["files"])
 
@@ -38,6 +39,9 @@ DOWNLOAD: dict[int | str, dict[str, Any]] = {
         "description": "The file, or the archive",
         "content": {"application/octet-stream": BYTES, "application/x-tar": BYTES},
     }
+}
+ARCHIVE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The archive", "content": {"application/x-tar": BYTES}}
 }
 
 
@@ -85,11 +89,31 @@ async def download(
     await audit(actor, "download", "backup", backup_id, source=row.source_name, paths=", ".join(path)[:500])
     await db.commit()
 
+    def pack(repository: Repository) -> Packed:
+        tree = choose_tree(find_backup(repository, row.backup_id), volume=volume, rootfs=rootfs)
+        return pack_files(repository, tree, path)
+
+    return await _sent(storage, context, pack)
+
+
+@router.get("/backups/{backup_id}/download", response_class=StreamingResponse, responses=ARCHIVE)
+async def download_whole(
+    backup_id: UUID, actor: CanOperate, context: InContext, db: Db, audit: Audited
+) -> StreamingResponse:
+    """Download a whole backup as a tar archive that needs no Lab Backup to be read. This is noted."""
+    row, storage = await _place(db, backup_id)
+    await audit(actor, "download", "backup", backup_id, source=row.source_name, paths="all")
+    await db.commit()
+    return await _sent(
+        storage, context, lambda repository: pack_backup(repository, find_backup(repository, row.backup_id))
+    )
+
+
+async def _sent(storage: Storage, context: Context, pack: Callable[[Repository], Packed]) -> StreamingResponse:
     def stream() -> Iterator[Packed | bytes]:
         """Yield what is sent, then its pieces. It was begun when somebody leaves, and so closes the repository by itself."""
         with opened(storage, context) as repository:
-            tree = choose_tree(find_backup(repository, row.backup_id), volume=volume, rootfs=rootfs)
-            packed = pack_files(repository, tree, path)
+            packed = pack(repository)
             yield packed
             yield from packed.pieces
 

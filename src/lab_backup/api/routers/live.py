@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
@@ -9,8 +10,10 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from lab_backup.api.access import actor_of
+from lab_backup.api.access import Actor, actor_of
 from lab_backup.api.context import Context, get_context
+from lab_backup.api.schemas.notifications import NotificationShown
+from lab_backup.catalog.queries import inbox_since
 from lab_backup.catalog.work import ENDED, Job
 from lab_backup.errors import LabBackupError
 from lab_backup.security.tokens import TokenError
@@ -21,18 +24,18 @@ UNAUTHORIZED, MISSING, AWAY = 4401, 4404, 1013
 PATIENCE = 10.0  # seconds to send the token
 QUIET = 15.0  # seconds after which a message goes out anyway, so that proxies keep the connection
 CHANNEL = "lab-backup:job:"
+NEWS = "lab-backup:news"
 
 
-async def _admitted(socket: WebSocket, context: Context) -> bool:
+async def _admitted(socket: WebSocket, context: Context) -> Actor | None:
     await socket.accept()
     try:
         first = await asyncio.wait_for(socket.receive_json(), PATIENCE)
         async with context.sessions() as session:
-            await actor_of(str(first["token"]), context, session)
+            return await actor_of(str(first["token"]), context, session)
     except (TimeoutError, ValueError, KeyError, TypeError, LabBackupError, TokenError):
         await socket.close(UNAUTHORIZED, 'the first message must be {"token": …} with a valid access token')
-        return False
-    return True
+        return None
 
 
 @router.websocket("/ws/jobs/{job_id}")
@@ -51,6 +54,40 @@ async def all_news(socket: WebSocket) -> None:
     with suppress(WebSocketDisconnect):
         if await _admitted(socket, context):
             await _follow(socket, context, f"{CHANNEL}*", None)
+
+
+@router.websocket("/ws/notifications")
+async def inbox_news(socket: WebSocket) -> None:
+    """Send what is put into the inbox of who listens, as it comes."""
+    context = get_context(socket)
+    with suppress(WebSocketDisconnect):
+        actor = await _admitted(socket, context)
+        if actor is None:
+            return
+        try:
+            async with context.redis.pubsub(ignore_subscribe_messages=True) as news:
+                await news.subscribe(NEWS)
+                gone = asyncio.create_task(_gone(socket))
+                try:
+                    await _tell(socket, context, news, actor.user, gone)
+                finally:
+                    gone.cancel()
+        except (RedisError, OSError):
+            await socket.close(AWAY, "the service's Redis is away: connect again")
+
+
+async def _tell(socket: WebSocket, context: Context, news: PubSub, user: UUID, gone: "asyncio.Task[None]") -> None:
+    since = datetime.now(UTC)
+    while not gone.done():
+        message = await news.get_message(timeout=QUIET)
+        if message is None:
+            await socket.send_json({"status": "quiet"})
+            continue
+        async with context.sessions() as session:
+            fresh = list(await session.scalars(inbox_since(user, since)))
+        for row in fresh:
+            since = max(since, row.created_at)
+            await socket.send_text(NotificationShown.model_validate(row).model_dump_json())
 
 
 async def _state(context: Context, job_id: UUID) -> dict[str, object] | None:

@@ -212,3 +212,41 @@ class HistoryShown(Shown):
     status: str
     count: int
     mean_seconds: float | None
+
+
+class ChangedFileShown(Shown):
+    """A name that is `added`, `removed` or `changed`; sizes in bytes, null where it was not there or is no file."""
+
+    path: str
+    change: Literal["added", "removed", "changed"]
+    size_before: int | None
+    size_after: int | None
+
+
+class TreeComparisonShown(Shown):
+    """A volume or other tree of files: how many names differ, and the first thousand of them."""
+
+    name: str
+    added: int
+    removed: int
+    changed: int
+    files: list[ChangedFileShown]
+
+
+class DiskComparisonShown(Shown):
+    """A disk: sizes and changed bytes; a size is null where the disk was not there."""
+
+    name: str
+    size_before: int | None
+    size_after: int | None
+    bytes_changed: int
+
+
+class ComparisonShown(Shown):
+    """What differs between two backups; `settings_changed` names their settings that do."""
+
+    before: str
+    after: str
+    disks: list[DiskComparisonShown]
+    trees: list[TreeComparisonShown]
+    settings_changed: list[str]
