@@ -449,6 +449,7 @@ def test_bad_requests_are_told_what_is_wrong_and_secrets_stay_out(service: Servi
     )
     assert service.ask("GET", "jobs?cursor=nonsense", token=token).status_code == 400
     assert service.ask("GET", f"jobs/{NOTHING}", token=token).status_code == 404
+    assert service.ask("GET", "backups?source=%00", token=token).status_code == 422
     assert service.ask("POST", "auth/login", {"username": "x", "password": "y" * 2_000_000}).status_code == 413
 
 

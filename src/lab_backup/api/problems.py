@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from lab_backup.catalog.base import DATABASE_AWAY
+from lab_backup.catalog.base import DATABASE_AWAY, UNSTORABLE
 from lab_backup.errors import AccessDeniedError, BusyError, LabBackupError, NotFoundError, TargetExistsError, UsageError
 from lab_backup.repository.errors import DamagedError, WrongKeyError
 from lab_backup.security.passwords import WeakPasswordError
@@ -132,6 +132,11 @@ async def _away(_: Request, error: Exception) -> JSONResponse:
     )
 
 
+async def _unstorable(_: Request, error: Exception) -> JSONResponse:
+    del error  # it holds the value
+    return answer(422, "a value cannot be stored or looked for", hint="texts hold no NUL, and numbers have limits")
+
+
 async def _fault(request: Request, error: Exception) -> JSONResponse:
     log.error("a fault in lab-backup itself", exc_info=error, extra={"path": request.url.path})
     return answer(
@@ -148,6 +153,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     for away in DATABASE_AWAY:
         app.add_exception_handler(away, _away)
+    for unstorable in UNSTORABLE:
+        app.add_exception_handler(unstorable, _unstorable)
     app.add_exception_handler(Exception, _fault)
     described = app.openapi
 

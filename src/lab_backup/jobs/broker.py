@@ -20,6 +20,7 @@ def make_app(redis_url: str) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         worker_prefetch_multiplier=1,
+        task_acks_late=True,  # else a worker takes one more than it can run, and loses it when it is killed
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
