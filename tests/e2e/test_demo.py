@@ -36,6 +36,7 @@ def test_the_demo_proves_what_it_claims(environment: dict[str, str]) -> None:
     assert re.search(r"proof: \d+ files and folders have their owner.*; \d+ SHA-256 are equal", done.stdout)
     assert "0 corrupt, 0 missing" in done.stdout
     assert re.search(r"proof: \d+ names in the volume are equal in everything", done.stdout)
+    assert "proof: the service brought the container back" in done.stdout
     _assert_nothing_is_left(done.stdout)
 
 
@@ -72,6 +73,7 @@ def _assert_nothing_is_left(output: str) -> None:
     for folder in found:
         assert not Path(folder).exists()
         assert _processes_with(folder) == []
+    assert _processes_with("lb-demo-") == []
 
 
 def _processes_with(text: str) -> list[str]:

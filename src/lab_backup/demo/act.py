@@ -1,4 +1,4 @@
-"""The demo: a real guest is backed up while it runs, changed, backed up again, destroyed, and brought back; then a container."""
+"""The demo: a real guest is backed up while it runs, changed, backed up again, destroyed, and brought back; then a container, and the service."""
 
 import os
 import secrets
@@ -211,7 +211,8 @@ def _say_what_next(console: Console) -> None:
         "  lab-backup backup vm NAME --repo /srv/backups           # the first is full, the next ones are incremental\n"
         "  lab-backup list --repo /srv/backups\n"
         "  lab-backup restore vm latest:vm/NAME --repo /srv/backups --name NEW --start\n"
-        "  lab-backup backup container NAME --repo /srv/backups    # and so on: lab-backup --help",
+        "  lab-backup backup container NAME --repo /srv/backups    # and so on: lab-backup --help\n"
+        "  lab-backup up                                           # the service: API, schedules, workers",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -12,6 +12,7 @@ from lab_backup.demo.command_line import CommandLine
 from lab_backup.demo.content import copy_files
 from lab_backup.demo.errors import DemoError
 from lab_backup.demo.podman_service import IMAGE, PodmanService
+from lab_backup.demo.service_act import has_database, play_service
 from lab_backup.demo.stage import Stage
 from lab_backup.sources.files.compare import differences
 from lab_backup.sources.files.tree import LocalFileTree
@@ -49,6 +50,10 @@ def play_container(stage: Stage) -> None:
         with stage.step("Starting a Podman service of its own, with an image of busybox"):
             service = stack.enter_context(PodmanService())
         _play(stage, service)
+        if has_database():
+            play_service(stage, service)
+        else:
+            stage.say("The third act, the service, needs PostgreSQL: install postgresql")
 
 
 def _play(stage: Stage, service: PodmanService) -> None:
