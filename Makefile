@@ -14,7 +14,7 @@ setup: ## Install what is missing: Debian packages (asks for sudo where needed) 
 setup-test: # the servers that the tests start
 	@deploy/setup/setup runtime test
 
-demo: setup ## Back up, change, destroy and restore a real virtual machine (2 minutes)
+demo: setup ## Back up, change, destroy and restore a real virtual machine and containers (3 minutes)
 	@$(BIN)/lab-backup demo
 
 test: setup-test ## Run all tests, those with real guests included; ARGS="-k name" chooses

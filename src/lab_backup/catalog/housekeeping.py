@@ -13,7 +13,7 @@ from lab_backup.catalog.workers import forget_silent
 
 SMALL = timedelta(days=1)  # jobs that only look at things
 SERVED = timedelta(days=90)  # moments of schedules that were served
-LOOKS = ("inventory", "usage", "notify", "heartbeat", "housekeeping")
+LOOKS = ("inventory", "usage", "notify", "heartbeat", "housekeeping", "report")
 AT_ONCE = 10_000  # rows of one statement, so that nobody waits for it
 
 

@@ -1,6 +1,6 @@
 """What the API asks the catalog."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -10,8 +10,8 @@ from sqlalchemy.orm import aliased
 
 from lab_backup.catalog.housekeeping import LOOKS
 from lab_backup.catalog.news import Notification, NotificationConfig
-from lab_backup.catalog.people import ApiToken, LoginSession, User
-from lab_backup.catalog.places import SourceTag, Storage
+from lab_backup.catalog.people import ApiToken, AuditEntry, LoginSession, User
+from lab_backup.catalog.places import SourceTag, Storage, WorkerRow
 from lab_backup.catalog.sources import GONE, KINDS
 from lab_backup.catalog.work import QUEUED, RUNNING, BackupRow, Job, JobLog, Schedule
 from lab_backup.errors import NotFoundError, TargetExistsError, UsageError
@@ -245,7 +245,15 @@ async def figures(session: AsyncSession) -> dict[str, Any]:
             select(func.count(), func.sum(BackupRow.size), func.sum(BackupRow.compressed_size)).select_from(BackupRow)
         )
     ).one()
+    seconds = func.avg(func.extract("epoch", Job.completed_at - Job.started_at))
+    recent = Job.completed_at >= func.now() - timedelta(days=1)
+    took = (await session.execute(select(Job.type, seconds).where(recent).group_by(Job.type))).all()
+    running = (
+        await session.scalars(select(WorkerRow).where(WorkerRow.seen_at >= func.now() - timedelta(minutes=1)))
+    ).all()
     return {
+        "durations": [{"type": kind, "seconds": round(float(mean), 3)} for kind, mean in took if mean is not None],
+        "workers": [{"name": row.name, "version": row.version, "figures": row.figures} for row in running],
         "jobs": [{"type": kind, "status": status, "count": count} for kind, status, count in by_type],
         "queue_depth": sum(count for _, status, count in by_type if status == QUEUED),
         "last_success": [
@@ -317,6 +325,49 @@ def _shown_when(kind: str, table: Any, newest: Any) -> list[Any]:
     if kind == "volume":
         return [newest.is_not(None)]
     return [or_(table.pod == "", newest.is_not(None))] if kind == "container" else []
+
+
+async def compliance(session: AsyncSession, since: datetime, now: datetime) -> list[dict[str, Any]]:
+    """Return, of every source that is known, how it is protected.
+
+    Besides what `protection` says: the age of its newest good backup, in how many storages it has some, how many days since `since` were without one,
+    whether all of them are encrypted, and how often people did something about them, by the audit log.
+    """
+    found = []
+    for row in await protection(session):
+        kind, name = row["source_type"], row["name"]
+        made = (
+            await session.execute(
+                select(
+                    func.count(func.distinct(BackupRow.storage_backend_id)),
+                    func.count(func.distinct(func.date_trunc("day", BackupRow.completed_at, "UTC"))).filter(
+                        BackupRow.completed_at >= since
+                    ),
+                    func.bool_and(Storage.passphrase.is_not(None)),
+                )
+                .join(Storage, Storage.id == BackupRow.storage_backend_id)
+                .where(BackupRow.source_type == kind, BackupRow.source_name == name, BackupRow.status == "complete")
+            )
+        ).one()
+        actions = await session.scalar(
+            select(func.count())
+            .select_from(AuditEntry)
+            .where(AuditEntry.timestamp >= since, AuditEntry.details["source"].astext == name)
+        )
+        days = max(1, (now - since).days)
+        found.append(
+            {
+                **row,
+                "age_hours": None
+                if row["last_backup"] is None
+                else round((now - row["last_backup"]).total_seconds() / 3600, 1),
+                "copies": made[0],
+                "days_without": max(0, days - made[1]),
+                "encrypted": bool(made[2]) if made[0] else None,
+                "actions": actions or 0,
+            }
+        )
+    return found
 
 
 async def job_history(session: AsyncSession, since: datetime) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from lab_backup.catalog.work import INTERRUPTED, QUEUED, RUNNING, Job, Schedule
 
 SEND_AGAIN = timedelta(seconds=60)
 ATTEMPTS = 2
-ALWAYS = ("inventory", "usage", "notify", "housekeeping", "heartbeat")  # what goes on in maintenance
+ALWAYS = ("inventory", "usage", "notify", "housekeeping", "heartbeat", "report")  # what goes on in maintenance
 BY_HAND = {"restore"}  # done once more only when a person says so: what it had begun is theirs to look at
 
 

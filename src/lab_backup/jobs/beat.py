@@ -16,6 +16,7 @@ from lab_backup.catalog.preferences import read_preferences
 from lab_backup.catalog.queue import backup_job, end_abandoned, new_job, take_next, waiting_or_running
 from lab_backup.catalog.records import enabled, fire, period_over
 from lab_backup.catalog.sources import members, name_of
+from lab_backup.catalog.telling import tell
 from lab_backup.catalog.work import Job, Schedule
 from lab_backup.errors import LabBackupError
 from lab_backup.operations.prune import parse_zone
@@ -29,6 +30,7 @@ USAGE = timedelta(hours=1)
 RETENTION = timedelta(days=1)
 HOUSEKEEPING = timedelta(hours=6)
 HEARTBEAT = timedelta(seconds=30)
+REPORT = timedelta(days=7)
 
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,13 @@ class Beat:
                     self._queue(session, schedule, now)
                     if len(times) > 1:
                         log.warning("schedule %s missed %d runs", schedule.name, len(times) - 1)
+                        tell(
+                            session,
+                            kind="schedule missed",
+                            severity="warning",
+                            subject=f"{schedule.name} missed {len(times) - 1} runs",
+                            message="The service did not run when they were due. The last of them is made up for now.",
+                        )
                 session.commit()
 
     def _queue(self, session: Session, schedule: Schedule, now: datetime) -> None:
@@ -120,6 +129,7 @@ class Beat:
             ("retention", RETENTION, _retention),
             ("housekeeping", HOUSEKEEPING, _housekeeping),
             ("heartbeat", HEARTBEAT, _heartbeat),
+            ("report", REPORT, _report),
         ):
             if period_over(session, f"period/{name}", interval, now):
                 for job in jobs(session):
@@ -153,6 +163,10 @@ def _usages(session: Session) -> Iterator[Job]:
 
 def _housekeeping(_: Session) -> Iterator[Job]:
     yield new_job("housekeeping", {}, title="forget what is old", lock_key="housekeeping", priority=-2)
+
+
+def _report(_: Session) -> Iterator[Job]:
+    yield new_job("report", {}, title="weekly report", lock_key="report", priority=-2)
 
 
 def _heartbeat(session: Session) -> Iterator[Job]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -28,6 +28,8 @@ from lab_backup.catalog.records import (
     store_backup,
 )
 from lab_backup.catalog.sources import KINDS, members
+from lab_backup.catalog.summary import week
+from lab_backup.catalog.telling import tell
 from lab_backup.catalog.work import BackupRow, Job, Schedule
 from lab_backup.errors import LabBackupError, NotFoundError, UsageError
 from lab_backup.jobs.progress import JobProgress
@@ -489,6 +491,19 @@ def run_housekeeping(job: Job, tools: Tools, progress: JobProgress) -> Done:
         return Done(forget_old(session, read_preferences(session), datetime.now(UTC)))
 
 
+def run_report(job: Job, tools: Tools, progress: JobProgress) -> Done:
+    """Tell what happened in the last week, to all who want to know of everything."""
+    del job
+    progress.start(None, "looking back at the week")
+    with tools.sessions() as session:
+        lines = week(session, datetime.now(UTC) - timedelta(days=7))
+
+    def record(session: Session) -> None:
+        tell(session, kind="weekly report", severity="info", subject="the last week", message="\n".join(lines))
+
+    return Done({"lines": lines}, record=record)
+
+
 def run_heartbeat(job: Job, tools: Tools, progress: JobProgress) -> Done:
     """Tell a watcher outside that beat, queue and workers live: silence then says that they do not."""
     del job, progress
@@ -513,6 +528,7 @@ TASKS: Mapping[str, Callable[[Job, Tools, JobProgress], Done]] = {
     "notify": run_notify,
     "housekeeping": run_housekeeping,
     "heartbeat": run_heartbeat,
+    "report": run_report,
     "usage": run_usage,
     "inventory": run_inventory,
 }

@@ -18,8 +18,9 @@ from redis.exceptions import RedisError
 
 from lab_backup.catalog.base import DatabaseError, Session, Sessions
 from lab_backup.catalog.leases import LEASE, Lease, claim, finish, renew, write_line
-from lab_backup.catalog.news import announce, severity_of, status_before
-from lab_backup.catalog.queue import new_job, retry_of, waiting
+from lab_backup.catalog.news import severity_of, status_before
+from lab_backup.catalog.queue import retry_of
+from lab_backup.catalog.telling import tell
 from lab_backup.catalog.work import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, WARNINGS, Job
 from lab_backup.errors import LabBackupError
 from lab_backup.jobs.progress import JobProgress, StopRequestedError
@@ -155,26 +156,18 @@ class Worker:
         return True
 
     def _tell(self, session: Session, job: Job, status: str, error: str | None, warnings: tuple[str, ...]) -> bool:
-        """Let those know who asked for it; return whether there is anybody. What only looks at things tells of itself by its warnings alone."""
-        severity = severity_of(job, status, status_before(session, job))
-        if severity is None or (job.type in QUIET and not (warnings and status == WARNINGS)):
+        """Let those know who asked for it; return whether there is anybody.
+
+        What only looks at things, or keeps house, tells when it begins to fail or to warn, and when it is well again: not every five minutes.
+        """
+        before = status_before(session, job)
+        severity = severity_of(job, status, before)
+        if severity is None or (job.type in QUIET and (status == before or {status, before} <= {SUCCEEDED, None})):
             return False
         text = "\n".join([error or status, *warnings, f"Job {job.id}"])
-        channels = announce(
+        return tell(
             session, kind=f"{job.type} {status}", severity=severity, subject=f"{job.title}: {status}", message=text
         )
-        for channel in channels:
-            if not waiting(session, f"notify/{channel}"):
-                session.add(
-                    new_job(
-                        "notify",
-                        {"channel": str(channel)},
-                        title="send messages",
-                        lock_key=f"notify/{channel}",
-                        priority=8,
-                    )
-                )
-        return bool(channels)
 
     @contextmanager
     def _held(self, lease: Lease, progress: JobProgress) -> Iterator[None]:

@@ -47,4 +47,24 @@ def exposition(figures: Mapping[str, Any]) -> bytes:
         ("lab_backup_backups_stored_bytes", "bytes_stored", "What the backups had stored when they were made."),
     ):
         Gauge(name, text, registry=registry).set(figures["backups"][key])
+    _workers(figures, registry)
     return generate_latest(registry)
+
+
+def _workers(figures: Mapping[str, Any], registry: CollectorRegistry) -> None:
+    """Add what workers are at, and how long jobs take."""
+    for name, key, text in (
+        ("lab_backup_worker_load", "load", "Load of a worker's host over the last minute."),
+        ("lab_backup_worker_memory_available_bytes", "memory_available", "Memory that a worker's host has left."),
+        ("lab_backup_worker_resident_bytes", "resident", "Memory of a worker's main process."),
+        ("lab_backup_worker_cache_free_bytes", "cache_free", "Space that is left where a worker keeps its indexes."),
+    ):
+        gauge = Gauge(name, text, ["worker"], registry=registry)
+        for row in figures["workers"]:
+            if key in row["figures"]:
+                gauge.labels(row["name"]).set(row["figures"][key])
+    durations = Gauge(
+        "lab_backup_job_seconds_mean", "How long jobs of a type took in the last day.", ["type"], registry=registry
+    )
+    for row in figures["durations"]:
+        durations.labels(row["type"]).set(row["seconds"])

@@ -10,6 +10,7 @@ import ipaddress
 import socket
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import apprise
@@ -18,11 +19,12 @@ import requests
 from requests.exceptions import RequestException
 
 from lab_backup.errors import LabBackupError, UsageError
+from lab_backup.notify import syslog
 
 TIMEOUT = 10.0
 ALLOWED = (
     "mailto", "mailtos", "ntfy", "ntfys", "gotify", "gotifys", "matrix", "matrixs", "slack", "discord", "tgram", "msteams", "workflows",
-    "mmost", "mmosts", "rocket", "rockets", "signal", "signals", "pover", "pushbullet", "pbul", "opsgenie", "pagerduty", "twilio", "zulip", "syslog",
+    "mmost", "mmosts", "rocket", "rockets", "signal", "signals", "pover", "pushbullet", "pbul", "opsgenie", "pagerduty", "twilio", "zulip",
 )  # fmt: skip
 
 
@@ -46,6 +48,9 @@ def check_address(kind: str, address: str) -> None:
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
             raise UsageError("a webhook's address is http(s)://host/path, without user and password")
         return
+    if kind == "syslog":
+        syslog.parse(address)
+        return
     scheme = address.partition("://")[0].lower()
     if scheme not in ALLOWED or apprise.Apprise.instantiate(address, suppress_exceptions=True) is None:
         raise UsageError(
@@ -59,6 +64,9 @@ def send(kind: str, address: str, message: Message, *, secret: str = "", trusted
     check_address(kind, address)
     if kind == "webhook":
         _post(address, message, secret, trusted=trusted)
+        return
+    if kind == "syslog":
+        _log(syslog.parse(address), message, trusted=trusted)
         return
     sender = apprise.Apprise(asset=apprise.AppriseAsset(app_id="Lab Backup", app_desc="Lab Backup", async_mode=False))
     sender.add(address)
@@ -76,6 +84,15 @@ def send(kind: str, address: str, message: Message, *, secret: str = "", trusted
         raise NotifyError(
             "the message was not accepted", hint="look at the channel's address, and whether its server can be reached"
         )
+
+
+def _log(place: syslog.SyslogAddress, message: Message, *, trusted: bool) -> None:
+    if not trusted:
+        if place.kind == "unix":
+            raise NotifyError("a unix socket is on this machine", hint="an administrator can allow it: `trusted`")
+        _refuse_inner(place.host, place.port)
+    text = f"{message.subject}: {message.text}"
+    syslog.send(place, syslog.message(message.severity, "notification", text, when=datetime.now(UTC)))
 
 
 def ping(address: str) -> None:

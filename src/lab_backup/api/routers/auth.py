@@ -9,9 +9,10 @@ from lab_backup.api.access import SIGN_INS, Audited, CanRead, address_of, limit
 from lab_backup.api.context import Context, Db, InContext
 from lab_backup.api.schemas.people import Login, Refresh, Setup, SetupState, Tokens, UserShown
 from lab_backup.api.threads import in_thread
-from lab_backup.catalog.base import AsyncSession
+from lab_backup.catalog.base import AsyncSession, Session
 from lab_backup.catalog.people import LoginSession, Setting, User
 from lab_backup.catalog.queries import count_users, session_with, user_named
+from lab_backup.catalog.telling import tell
 from lab_backup.security.passwords import NOBODY, check_password, hash_password, password_fits
 from lab_backup.security.roles import Role
 from lab_backup.security.sealed import unseal
@@ -44,6 +45,7 @@ async def login(body: Login, request: Request, context: InContext, db: Db, audit
             user.failures += 1
             if user.failures >= FREE_FAILURES:
                 user.locked_until = now + min(LONGEST_LOCK, timedelta(minutes=2 ** (user.failures - FREE_FAILURES)))
+                await db.run_sync(_tell_of_lock, user.username, address_of(request))
         await audit(None, "login failed", "user", "" if user is None else user.id, address=address_of(request))
         await db.commit()
         raise refused
@@ -51,6 +53,16 @@ async def login(body: Login, request: Request, context: InContext, db: Db, audit
     tokens = await _open(db, context, user, request)
     await audit(None, "login", "user", user.id, address=address_of(request))
     return tokens
+
+
+def _tell_of_lock(session: Session, username: str, address: str) -> None:
+    tell(
+        session,
+        kind="account locked",
+        severity="warning",
+        subject=f"the account {username} is locked for a while",
+        message=f"Wrong passwords or codes, the last of them from {address}. If that was not {username}, look at the audit log.",
+    )
 
 
 @router.post("/auth/refresh")

@@ -3,6 +3,7 @@
 import csv
 import io
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response, status
@@ -15,18 +16,31 @@ from lab_backup.api.access import CanRead
 from lab_backup.api.context import Db, InContext
 from lab_backup.api.routers.storage import storage_shown
 from lab_backup.api.schemas.places import StorageShown
-from lab_backup.api.schemas.work import HistoryShown, ProtectionShown
+from lab_backup.api.schemas.work import ComplianceShown, HistoryShown, ProtectionShown
+from lab_backup.api.threads import in_thread
 from lab_backup.catalog.base import DatabaseError
 from lab_backup.catalog.places import Storage
-from lab_backup.catalog.queries import count_users, everything, figures, job_history, protection
+from lab_backup.catalog.queries import compliance, count_users, everything, figures, job_history, protection
+from lab_backup.metrics.pdf import report
 from lab_backup.metrics.service import CONTENT_TYPE, exposition
 
 router = APIRouter(tags=["overview"])
 root = APIRouter(tags=["overview"])
 """What lies outside of the API's own path, where other programs look for it."""
 
-Format = Literal["json", "csv"]
-TABLE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+Format = Literal["json", "csv", "pdf"]
+TABLE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "text/csv": {"schema": {"type": "string"}},
+            "application/pdf": {"schema": {"type": "string", "format": "binary"}},
+        }
+    }
+}
+
+
+_NOT_PRINTED = {"id", "source_id", "repository_id", "url", "created_at", "threshold", "problem"}
+"""Columns that a page has no room for."""
 
 
 class Health(BaseModel):
@@ -90,23 +104,49 @@ def _harmless(value: Any) -> Any:
     return "'" + value if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
 
 
+async def _report(title: str, rows: list[Any], form: Format, chart: tuple[str, str] | None = None) -> Any:
+    """Return the rows as they were asked for."""
+    if form == "csv":
+        return _as_csv(rows)
+    if form == "pdf":
+        plain = [row.model_dump(exclude=_NOT_PRINTED) for row in rows]
+        page = await in_thread(partial(report, title, plain, when=datetime.now(UTC), chart=chart))
+        return Response(page, media_type="application/pdf")
+    return rows
+
+
 @router.get("/reports/backup-status", response_model=list[ProtectionShown], responses=TABLE)
 async def backup_status(_: CanRead, db: Db, format: Format = "json") -> Any:  # noqa: A002  the word of the API
     """List every source that is known, with its newest good backup and whether a schedule serves it."""
-    rows = [ProtectionShown(**row) for row in await protection(db)]
-    return _as_csv(rows) if format == "csv" else rows
+    return await _report("Backup status", [ProtectionShown(**row) for row in await protection(db)], format)
+
+
+@router.get("/reports/compliance", response_model=list[ComplianceShown], responses=TABLE)
+async def compliance_report(
+    _: CanRead,
+    db: Db,
+    days: Annotated[int, Query(ge=1, le=366)] = 30,
+    hours: Annotated[int, Query(ge=1, le=8784, description="How old the newest good backup may be")] = 26,
+    format: Format = "json",  # noqa: A002  the word of the API
+) -> Any:
+    """Tell of every source whether it is protected as it should be: its newest backups, copies, encryption, gaps, and what people did."""
+    now = datetime.now(UTC)
+    rows = [
+        ComplianceShown(**row, kept=row["scheduled"] and row["age_hours"] is not None and row["age_hours"] <= hours)
+        for row in await compliance(db, now - timedelta(days=days), now)
+    ]
+    return await _report(f"Compliance, the last {days} days", rows, format, ("name", "age_hours"))
 
 
 @router.get("/reports/storage-usage", response_model=list[StorageShown], responses=TABLE)
 async def storage_usage(_: CanRead, db: Db, format: Format = "json") -> Any:  # noqa: A002  the word of the API
     """List how full the storages are."""
-    found = (await db.scalars(everything(Storage))).all()
-    rows = [storage_shown(row) for row in found]
-    return _as_csv(rows) if format == "csv" else rows
+    rows = [storage_shown(row) for row in (await db.scalars(everything(Storage))).all()]
+    return await _report("Storage usage", rows, format, ("name", "used"))
 
 
 @router.get("/reports/job-history", response_model=list[HistoryShown], responses=TABLE)
 async def history(_: CanRead, db: Db, days: Annotated[int, Query(ge=1, le=3660)] = 30, format: Format = "json") -> Any:  # noqa: A002  the word of the API
     """Count jobs by day, type and how they ended."""
     rows = [HistoryShown(**row) for row in await job_history(db, datetime.now(UTC) - timedelta(days=days))]
-    return _as_csv(rows) if format == "csv" else rows
+    return await _report(f"Jobs of the last {days} days", rows, format)

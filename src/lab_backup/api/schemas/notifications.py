@@ -12,10 +12,10 @@ Severity = Literal["info", "warning", "error"]
 
 
 class ChannelCreate(Body):
-    """A channel. `address`: of a webhook, or as Apprise writes it (`mailtos://user:password@host?to=me@example.org`). `secret` signs webhooks."""
+    """A channel. `address`: of a webhook, or as Apprise writes it (`mailtos://user:password@host?to=me@example.org`), or `syslog+tls://host:6514`. `secret` signs webhooks."""
 
     name: Name
-    type: Literal["webhook", "apprise"]
+    type: Literal["webhook", "apprise", "syslog"]
     address: Annotated[SecretStr, Field(min_length=1, max_length=2000)]
     secret: Secret | None = None
     least: Severity = "warning"

@@ -204,6 +204,20 @@ class ProtectionShown(Shown):
     scheduled: bool
 
 
+class ComplianceShown(ProtectionShown):
+    """How a source is protected. `kept`: it is scheduled, and its newest good backup is no older than asked for.
+
+    `copies` are storages that hold it; `days_without` days of the period without a backup; `actions` what people did about its backups.
+    """
+
+    kept: bool
+    age_hours: float | None
+    copies: int
+    days_without: int
+    encrypted: bool | None
+    actions: int
+
+
 class HistoryShown(Shown):
     """How many jobs of a type ended so on a day (UTC)."""
 
