@@ -11,16 +11,18 @@ DATABASE = "DATABASE_URL"
 REDIS = "REDIS_URL"
 DATA = "LAB_BACKUP_DATA_DIR"
 REQUESTS = "LAB_BACKUP_REQUESTS_PER_MINUTE"
+SYSLOG = "LAB_BACKUP_SYSLOG"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the database and Redis are, the folder that holds this service's secrets and caches, and how many requests a person may send."""
+    """Where the database and Redis are, the folder that holds this service's secrets and caches, how many requests a person may send, and the syslog server that gets the logs too."""
 
     database_url: str
     redis_url: str
     data_directory: Path
     requests_per_minute: int = 1200
+    syslog: str | None = None
 
     @property
     def secrets_directory(self) -> Path:
@@ -46,7 +48,9 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     rate = environment.get(REQUESTS, "1200")
     if not rate.isascii() or not rate.isdigit() or int(rate) < 1:
         raise UsageError(f"{REQUESTS} is not a number of requests a minute", hint="such as 1200")
-    return Settings(_with_driver(values[DATABASE]), values[REDIS], Path(values[DATA]), int(rate))
+    return Settings(
+        _with_driver(values[DATABASE]), values[REDIS], Path(values[DATA]), int(rate), environment.get(SYSLOG)
+    )
 
 
 def _with_driver(url: str) -> str:

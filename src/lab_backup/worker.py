@@ -4,11 +4,12 @@ import contextlib
 import os
 import socket
 from datetime import UTC, datetime
+from logging.handlers import QueueListener
 from threading import Event, Thread
 from typing import Any
 from uuid import UUID
 
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 from redis import Redis
 
 from lab_backup import __version__
@@ -19,10 +20,12 @@ from lab_backup.jobs.broker import TASK, make_app
 from lab_backup.jobs.tasks import Tools
 from lab_backup.jobs.worker import Worker, owner_name
 from lab_backup.metrics.host import host_figures
+from lab_backup.notify.logs import configure
 from lab_backup.security.sealed import read_or_make_key
 from lab_backup.settings import read_settings
 
 settings = read_settings()
+_logs: list[QueueListener | None] = []
 app = make_app(settings.redis_url)
 _made: dict[int, Worker] = {}
 _over = Event()
@@ -38,6 +41,17 @@ def _worker() -> Worker:
             sessions, Redis.from_url(settings.redis_url), Tools(sessions, master, settings.cache_directory)
         )
     return _made[number]
+
+
+@setup_logging.connect
+def _log(**_: object) -> None:
+    """Log in our own way, not in Celery's; each process of the pool for itself, as threads do not survive a fork."""
+    _logs.append(configure("worker", settings.syslog))
+
+
+@worker_process_init.connect
+def _log_in_child(**_: object) -> None:
+    _logs.append(configure("worker", settings.syslog))
 
 
 @app.task(name=TASK)

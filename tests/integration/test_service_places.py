@@ -338,3 +338,30 @@ def test_the_inbox_tells_as_it_fills(service: Service, token: str, disk: Any) ->
         lambda rows: rows and rows[0]["status"] == "succeeded",
     )
     assert set(done[0]["result"]) == {"job_logs", "jobs", "notifications", "sessions"}
+
+
+def test_reports_come_as_tables_and_pages(
+    service: Service, token: str, podman_service: PodmanService, disk: Any, host: Any
+) -> None:
+    """Every report is JSON, CSV and a PDF; compliance says of each source what an auditor asks; logs carry the job."""
+    with container(podman_service) as box:
+        row = found(service, token, host["id"], "containers", box.name)
+        wanted = {"source_type": "container", "source_id": row["id"], "storage_backend_id": disk["id"]}
+        ended_well(service, token, service.post("backups", wanted, token=token, status=202)["id"])
+        for name in ("backup-status", "compliance", "storage-usage", "job-history"):
+            rows = service.get(f"reports/{name}", token)
+            table = service.ask("GET", f"reports/{name}?format=csv", token=token)
+            assert len(table.text.splitlines()) == len(rows) + 1
+            page = service.ask("GET", f"reports/{name}?format=pdf", token=token)
+            assert page.headers["content-type"] == "application/pdf"
+            assert page.content.startswith(b"%PDF-")
+        source = next(row for row in service.get("reports/compliance", token) if row["name"] == box.name)
+        assert (source["copies"], source["encrypted"], source["days_without"]) == (1, True, 29)
+        assert source["kept"] == source["scheduled"]
+    figures = service.get("metrics", token)
+    assert figures["workers"][0]["figures"]["processors"] > 0
+    assert any(row["type"] == "backup" and row["seconds"] > 0 for row in figures["durations"])
+    told = service.ask("GET", "../../metrics", token=token).text
+    assert 'lab_backup_job_seconds_mean{type="backup"}' in told
+    log = next(iter(service.data.glob("log/worker.log"))).read_text().splitlines()
+    assert any(json.loads(line).get("job") for line in log if line.startswith("{"))

@@ -1,5 +1,6 @@
 """Writing and checking the audit log."""
 
+import logging
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -48,6 +49,14 @@ async def append(
     entry.hash = link(key, previous or START, _content(entry), entry.timestamp)
     session.add(entry)
     await session.flush()
+    logging.getLogger("lab_backup.audit").info(
+        action,
+        extra={
+            "user": str(user) if user else None,
+            "resource": f"{resource_type}/{resource_id}",
+            "details": details or {},
+        },
+    )
 
 
 def verify_audit(engine: Engine, key: bytes) -> tuple[int, int | None]:

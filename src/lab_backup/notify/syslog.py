@@ -15,6 +15,7 @@ FACILITY = 16  # local0
 SEVERITIES = {"error": 3, "warning": 4, "info": 6}  # RFC 5424, 6.2.1
 PORTS = {"udp": 514, "tcp": 601, "tls": 6514}
 _NAME = re.compile(r"[^!-~]")  # RFC 5424 allows printable ASCII in names
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class SyslogError(LabBackupError):
@@ -51,10 +52,10 @@ def parse(address: str) -> SyslogAddress:
 def message(severity: str, kind: str, text: str, *, when: datetime, host: str | None = None) -> bytes:
     """Return an RFC 5424 message. Line breaks become blanks, for many servers store a line each."""
     words = (host or socket.gethostname(), "lab-backup", str(os.getpid()), kind.replace(" ", "-"))
-    named = " ".join(_NAME.sub("_", word)[:48] or "-" for word in words)
-    plain = " ".join(text.split())
+    named = " ".join(_NAME.sub("_", word)[:32] or "-" for word in words)
+    plain = _CONTROL.sub("?", " ".join(text.split()))
     stamp = when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return f"<{FACILITY * 8 + SEVERITIES[severity]}>1 {stamp} {named} - \ufeff{plain}".encode()
+    return f"<{FACILITY * 8 + SEVERITIES[severity]}>1 {stamp} {named} - \ufeff{plain}".encode(errors="replace")
 
 
 def send(address: SyslogAddress, data: bytes) -> None:

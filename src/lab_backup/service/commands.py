@@ -97,6 +97,7 @@ def api(
     import uvicorn
 
     from lab_backup.api.app import create_app
+    from lab_backup.notify.logs import configure
     from lab_backup.service.up import is_loopback
     from lab_backup.settings import read_settings
 
@@ -106,8 +107,11 @@ def api(
             f"on {host} the API must speak TLS",
             hint="give --certificate and --key, or listen on 127.0.0.1 behind a proxy that does",
         )
+    settings = read_settings()
+    configure("api", settings.syslog)
     uvicorn.run(
-        create_app(read_settings()),
+        create_app(settings),
+        log_config=None,
         host=host,
         port=port,
         log_level="warning",
@@ -152,9 +156,11 @@ def beat() -> ExitCode:
     from lab_backup.catalog.leader import Leader
     from lab_backup.jobs.beat import Beat
     from lab_backup.jobs.broker import make_app, sender
+    from lab_backup.notify.logs import configure
     from lab_backup.settings import read_settings
 
     settings = read_settings()
+    configure("beat", settings.syslog)
     engine, sessions = connect(settings.database_url)
     over = Event()
     try:
