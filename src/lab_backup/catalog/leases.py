@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from lab_backup.catalog.base import Json
+from lab_backup.catalog.limits import Room
 from lab_backup.catalog.work import QUEUED, RUNNING, Job, JobLog
 
 LEASE = timedelta(seconds=30)
@@ -24,7 +25,12 @@ class Lease:
 
 
 def claim(session: Session, job_id: UUID, owner: str) -> Lease | None:
-    """Take a queued job; None where somebody else has it, or works on the same thing. Commits."""
+    """Take a queued job; None where somebody else has it or works on the same thing, or its host or storage takes no more at once. Commits."""
+    room = Room.read(session, Job.status == RUNNING, alone=True)
+    wanted = session.get(Job, job_id)
+    if wanted is not None and wanted.status == QUEUED and not room.take(wanted):
+        _leave(session, job_id)
+        return None
     taking = (
         update(Job)
         .where(Job.id == job_id, Job.status == QUEUED)
@@ -42,10 +48,15 @@ def claim(session: Session, job_id: UUID, owner: str) -> Lease | None:
         session.commit()
     except IntegrityError:  # another job of the same lock_key runs
         session.rollback()
-        session.execute(update(Job).where(Job.id == job_id).values(dispatched_at=None))
-        session.commit()
+        _leave(session, job_id)
         return None
     return None if epoch is None else Lease(job_id, epoch, owner)
+
+
+def _leave(session: Session, job_id: UUID) -> None:
+    """Let the job be sent again when there is room."""
+    session.execute(update(Job).where(Job.id == job_id).values(dispatched_at=None))
+    session.commit()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from lab_backup.catalog.base import Base, Json, Row
 
 
 class KvmHost(Row):
-    """A libvirt host, reached at `uri`. `problem` says why it could not be asked the last time."""
+    """A libvirt host, reached at `uri`; `at_once` jobs run on it, 0: as many as come. `problem` says why it could not be asked the last time."""
 
     __tablename__ = "kvm_hosts"
 
@@ -20,6 +20,7 @@ class KvmHost(Row):
     auth_type: Mapped[str] = mapped_column(default="none")
     config: Mapped[Json] = mapped_column(default=dict)
     enabled: Mapped[bool] = mapped_column(default=True)
+    at_once: Mapped[int] = mapped_column(default=0, server_default="0")
     seen_at: Mapped[datetime | None]
     problem: Mapped[str | None]
 
@@ -41,7 +42,7 @@ class Vm(Row):
 
 
 class PodmanHost(Row):
-    """A Podman service, reached at `uri`."""
+    """A Podman service, reached at `uri`; `at_once` as of a libvirt host."""
 
     __tablename__ = "podman_hosts"
 
@@ -49,6 +50,7 @@ class PodmanHost(Row):
     uri: Mapped[str]
     config: Mapped[Json] = mapped_column(default=dict)
     enabled: Mapped[bool] = mapped_column(default=True)
+    at_once: Mapped[int] = mapped_column(default=0, server_default="0")
     seen_at: Mapped[datetime | None]
     problem: Mapped[str | None]
 
@@ -121,7 +123,7 @@ class WorkerRow(Base):
 
 
 class Storage(Row):
-    """A repository and where it is. `passphrase` (None without encryption) and `credentials` (None where it needs none of its own) are sealed; sizes in bytes, `threshold` in percent."""
+    """A repository and where it is. `passphrase` (None without encryption) and `credentials` (None where it needs none of its own) are sealed; sizes in bytes, `threshold` in percent. `at_once` jobs use it, 0: as many as come."""
 
     __tablename__ = "storage_backends"
 
@@ -133,6 +135,7 @@ class Storage(Row):
     passphrase: Mapped[str | None]
     credentials: Mapped[str | None]
     enabled: Mapped[bool] = mapped_column(default=True)
+    at_once: Mapped[int] = mapped_column(default=0, server_default="0")
     capacity: Mapped[int | None] = mapped_column(BigInteger)
     used: Mapped[int | None] = mapped_column(BigInteger)
     threshold: Mapped[int] = mapped_column(default=80)

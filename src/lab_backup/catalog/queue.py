@@ -4,17 +4,18 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from lab_backup.catalog.base import Json
 from lab_backup.catalog.leases import expired, write_line
+from lab_backup.catalog.limits import ALWAYS, Room
 from lab_backup.catalog.sources import Source
 from lab_backup.catalog.work import INTERRUPTED, QUEUED, RUNNING, Job, Schedule
 
 SEND_AGAIN = timedelta(seconds=60)
 ATTEMPTS = 2
-ALWAYS = ("inventory", "usage", "notify", "housekeeping", "heartbeat", "report")  # what goes on in maintenance
+LOOKED_AT = 500  # jobs beyond those that may be sent: some wait for others on the same thing
 BY_HAND = {"restore"}  # done once more only when a person says so: what it had begun is theirs to look at
 
 
@@ -76,50 +77,51 @@ def backup_job(
 def take_next(
     session: Session, *, now: datetime, at_once: int, maintenance: bool = False, resting: Collection[str] = ()
 ) -> list[Job]:
-    """Return queued jobs to send to workers, so that no more than `at_once` run, and mark them as sent. The caller commits, then sends.
+    """Return queued jobs to send to workers, so that no more run than `at_once` and their hosts and storages take, and mark them as sent. The caller commits, then sends.
 
     In `maintenance`, and on hosts that are `resting` (their ids), only those are taken that look at things. One that nobody took within SEND_AGAIN is sent again: what a broker forgets is not lost.
     """
     stale = now - SEND_AGAIN
-    under_way = session.scalar(
-        select(func.count())
-        .select_from(Job)
-        .where(or_(Job.status == RUNNING, (Job.status == QUEUED) & (Job.dispatched_at >= stale)))
-    )
-    room = at_once - (under_way or 0)
-    if room <= 0:
+    counted = or_(Job.status == RUNNING, (Job.status == QUEUED) & (Job.dispatched_at >= stale))
+    left = at_once - (session.scalar(select(func.count()).select_from(Job).where(counted)) or 0)
+    if left <= 0:
         return []
+    room = Room.read(session, counted)
     other = aliased(Job)
-    busy = select(other.id).where(other.status == RUNNING, other.lock_key == Job.lock_key).exists()
-    chosen = list(
-        session.scalars(
-            select(Job)
-            .where(
-                Job.status == QUEUED,
-                or_(Job.dispatched_at.is_(None), Job.dispatched_at < stale),
-                or_(Job.not_before.is_(None), Job.not_before <= now),
-                ~busy,
-                *([Job.type.in_(ALWAYS)] if maintenance else []),
-                *(
-                    [or_(Job.type.in_(ALWAYS), func.coalesce(Job.details["host"].astext, "").not_in(resting))]
-                    if resting
-                    else []
-                ),
-            )
-            .order_by(Job.priority.desc(), Job.created_at, Job.id)
-            .limit(room)
-            .with_for_update(skip_locked=True)
+    sent_or_running = or_(other.status == RUNNING, (other.status == QUEUED) & (other.dispatched_at >= stale))
+    busy = select(other.id).where(sent_or_running, other.lock_key == Job.lock_key).exists()
+    no_host = [*resting, *room.full]
+    chosen = session.scalars(
+        select(Job)
+        .where(
+            Job.status == QUEUED,
+            or_(Job.dispatched_at.is_(None), Job.dispatched_at < stale),
+            or_(Job.not_before.is_(None), Job.not_before <= now),
+            ~busy,
+            *([Job.type.in_(ALWAYS)] if maintenance else []),
+            *([or_(Job.type.in_(ALWAYS), _free(no_host, room.full))] if no_host else []),
         )
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .limit(left + LOOKED_AT)
+        .with_for_update(skip_locked=True)
     )
     keys: set[str] = set()
-    sent = []
+    sent: list[Job] = []
     for job in chosen:
-        if job.lock_key is not None and job.lock_key in keys:
+        if len(sent) == left:
+            break
+        if (job.lock_key is not None and job.lock_key in keys) or not room.take(job):
             continue
         keys.add(job.lock_key or "")
         job.dispatched_at = now
         sent.append(job)
     return sent
+
+
+def _free(no_host: list[str], no_storage: list[str]) -> ColumnElement[bool]:
+    """Whether a job is on none of these hosts, and in none of these storages."""
+    storage = func.coalesce(cast(Job.storage_backend_id, Text), "")
+    return and_(func.coalesce(Job.details["host"].astext, "").not_in(no_host), storage.not_in(no_storage))
 
 
 def end_abandoned(session: Session, now: datetime) -> list[Job]:

@@ -54,7 +54,7 @@ async def _list(
 
 async def _create(db: AsyncSession, table: type[Any], body: HostCreate, actor: Actor, audit: Audit) -> HostShown:
     await refuse_taken(db, table.name, body.name, "the host")
-    host = table(name=body.name, uri=body.uri, enabled=body.enabled)
+    host = table(name=body.name, uri=body.uri, enabled=body.enabled, at_once=body.at_once)
     db.add(host)
     await db.flush()
     await db.refresh(host)
@@ -69,7 +69,7 @@ async def _update(
     host = await get(db, table, identity, "host")
     if body.name is not None:
         await refuse_taken(db, table.name, body.name, "the host", but=identity)
-    for name in ("name", "uri", "enabled"):
+    for name in ("name", "uri", "enabled", "at_once"):
         value = getattr(body, name)
         if value is not None:
             setattr(host, name, value)

@@ -106,6 +106,7 @@ async def create_storage(
         repository_id=info.id,
         config={"chunk_size": info.chunk_size, "compression": info.compression},
         threshold=body.threshold,
+        at_once=body.at_once,
     )
     keep_passphrase(row, secret, context.master_key)
     keep_credentials(row, given, context.master_key)
@@ -203,7 +204,7 @@ async def update_storage(
         keep_credentials(row, _credentials(body.credentials, row.url), context.master_key)
     if body.passphrase is not None or body.credentials is not None:
         await in_thread(lambda: opened(row, context).close())
-    for name in ("name", "enabled", "threshold"):
+    for name in ("name", "enabled", "threshold", "at_once"):
         value = getattr(body, name)
         if value is not None:
             setattr(row, name, value)

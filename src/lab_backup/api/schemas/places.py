@@ -21,6 +21,7 @@ def _without_password(address: str) -> str:
 NoPassword = AfterValidator(_without_password)
 Uri = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x20]+$"), NoPassword]
 Percent = Annotated[int, Field(ge=1, le=100)]
+AtOnce = Annotated[int, Field(ge=0, le=1024, description="How many jobs run there at once; 0: as many as come")]
 
 
 class HostCreate(Body):
@@ -29,6 +30,7 @@ class HostCreate(Body):
     name: Name
     uri: Uri
     enabled: bool = True
+    at_once: AtOnce = 0
 
 
 class HostUpdate(Body):
@@ -37,6 +39,7 @@ class HostUpdate(Body):
     name: Name | None = None
     uri: Uri | None = None
     enabled: bool | None = None
+    at_once: AtOnce | None = None
 
 
 class HostShown(Shown):
@@ -46,6 +49,7 @@ class HostShown(Shown):
     name: str
     uri: str
     enabled: bool
+    at_once: int
     created_at: datetime
     seen_at: datetime | None
     problem: str | None
@@ -162,6 +166,7 @@ class StorageCreate(Body):
     chunk_size: Annotated[int, Field(ge=4096, le=16 * 1024 * 1024)] = 131072
     compression: Annotated[str, Field(max_length=20)] = "zstd:3"
     threshold: Percent = 80
+    at_once: AtOnce = 0
 
 
 class StorageUpdate(Body):
@@ -172,6 +177,7 @@ class StorageUpdate(Body):
     passphrase: Secret | None = None
     enabled: bool | None = None
     threshold: Percent | None = None
+    at_once: AtOnce | None = None
 
 
 class StorageCheck(Shown):
@@ -226,6 +232,7 @@ class StorageShown(Shown):
     capacity: int | None
     used: int | None
     threshold: int
+    at_once: int
     created_at: datetime
     seen_at: datetime | None
     problem: str | None
