@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -365,3 +367,27 @@ def test_reports_come_as_tables_and_pages(
     assert 'lab_backup_job_seconds_mean{type="backup"}' in told
     log = next(iter(service.data.glob("log/worker.log"))).read_text().splitlines()
     assert any(json.loads(line).get("job") for line in log if line.startswith("{"))
+
+
+def test_a_new_master_key_opens_all_that_was_sealed(service: Service, token: str, disk: Any) -> None:
+    """While the service runs its key is not touched; afterwards all credentials open with the new one, and none with the old, also when the first try was killed."""
+    usage = service.get(f"storage/{disk['id']}/usage", token)
+    assert usage["history"][-1]["used"] == usage["used"] > 0
+    assert usage["full_on"] is None
+    command = [sys.executable, "-m", "lab_backup", "rotate-master-key", "--data-dir", str(service.data), "--json"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "runs already" in refused.stdout + refused.stderr
+    old = (service.data / "secrets" / "master.key").read_bytes()
+    service.stop()
+    # As a try would leave it that was killed between its commit and the replacement of the file.
+    first = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+    committed = service.data / "secrets" / "master.key"
+    committed.rename(committed.with_name("master.key.next"))
+    committed.write_bytes(old)
+    again = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+    assert first["credentials"] == again["credentials"] >= 5
+    assert committed.read_bytes() != old
+    assert committed.stat().st_mode & 0o777 == 0o600
+    service.start()
+    fresh = service.sign_in()
+    assert len(service.get(f"storage/{disk['id']}/keys", fresh)) == 1

@@ -1,6 +1,6 @@
 """Hosts with what runs on them, and storages."""
 
-from datetime import datetime
+from datetime import date, datetime
 from uuid import UUID
 
 from sqlalchemy import BigInteger, ForeignKey, UniqueConstraint
@@ -95,6 +95,16 @@ class Volume(Row):
     driver: Mapped[str]
     state: Mapped[str]
     seen_at: Mapped[datetime]
+
+
+class StorageSample(Base):
+    """How many bytes a storage held at the end of a day (UTC)."""
+
+    __tablename__ = "storage_samples"
+
+    storage_id: Mapped[UUID] = mapped_column(ForeignKey("storage_backends.id", ondelete="CASCADE"), primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    used: Mapped[int] = mapped_column(BigInteger)
 
 
 class SourceTag(Base):

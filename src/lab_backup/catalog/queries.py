@@ -11,7 +11,7 @@ from sqlalchemy.orm import aliased
 from lab_backup.catalog.housekeeping import LOOKS
 from lab_backup.catalog.news import Notification, NotificationConfig
 from lab_backup.catalog.people import ApiToken, AuditEntry, LoginSession, User
-from lab_backup.catalog.places import SourceTag, Storage, WorkerRow
+from lab_backup.catalog.places import SourceTag, Storage, StorageSample, WorkerRow
 from lab_backup.catalog.sources import GONE, KINDS
 from lab_backup.catalog.work import QUEUED, RUNNING, BackupRow, Job, JobLog, Schedule
 from lab_backup.errors import NotFoundError, TargetExistsError, UsageError
@@ -152,6 +152,18 @@ def backups_under(schedule: Schedule) -> Select[Any]:
         .order_by(BackupRow.completed_at.desc())
         .limit(SIMULATED)
     )
+
+
+def samples_of(storage: UUID) -> Select[Any]:
+    """Return day and bytes of the last ninety samples of a storage, oldest first."""
+    newest = (
+        select(StorageSample.day, StorageSample.used)
+        .where(StorageSample.storage_id == storage)
+        .order_by(StorageSample.day.desc())
+        .limit(90)
+        .subquery()
+    )
+    return select(newest.c.day, newest.c.used).order_by(newest.c.day)
 
 
 def everything(table: type[Any]) -> Select[Any]:

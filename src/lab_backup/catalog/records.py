@@ -1,7 +1,7 @@
 """What workers and beat read and write besides jobs: backups, hosts with what runs on them, schedules, settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Literal, TypedDict, get_args
 from uuid import UUID, uuid4
 
@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from lab_backup.catalog.people import Setting
-from lab_backup.catalog.places import KvmHost, PodmanHost, Storage
+from lab_backup.catalog.places import KvmHost, PodmanHost, Storage, StorageSample
 from lab_backup.catalog.sources import GONE, KINDS
 from lab_backup.catalog.work import BackupRow, Firing, Schedule
 
@@ -54,6 +54,12 @@ def replace_sources(session: Session, kind: str, host: UUID, found: Sequence[Map
 def host_answered(session: Session, table: type[KvmHost | PodmanHost], host: UUID, now: datetime) -> None:
     """Note that a host was asked and answered. The caller commits."""
     session.execute(update(table).where(table.id == host).values(seen_at=now, problem=None))
+
+
+def keep_sample(session: Session, storage: UUID, day: date, used: int) -> None:
+    """Note how full a storage is; of a day the last word counts. The caller commits."""
+    statement = insert(StorageSample).values(storage_id=storage, day=day, used=used)
+    session.execute(statement.on_conflict_do_update(index_elements=["storage_id", "day"], set_={"used": used}))
 
 
 def set_problem(
@@ -119,12 +125,12 @@ def fire(session: Session, schedule: Schedule, due_at: datetime) -> bool:
     return made is not None
 
 
-def period_over(session: Session, name: str, interval: timedelta, now: datetime) -> bool:
-    """Whether `interval` has passed since this was last true of `name`; if so, it begins anew. The caller commits."""
+def period_over(session: Session, name: str, interval: timedelta, now: datetime, *, at_once: bool = True) -> bool:
+    """Whether `interval` has passed since this was last true of `name`; if so, it begins anew. The first time it is `at_once`, or begins. The caller commits."""
     row = session.get(Setting, name, with_for_update=True)
     if row is None:
         session.add(Setting(name=name, value={"at": now.isoformat()}))
-        return True
+        return at_once
     if now - datetime.fromisoformat(row.value["at"]) < interval:
         return False
     row.value = {"at": now.isoformat()}

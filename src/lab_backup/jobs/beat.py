@@ -131,7 +131,7 @@ class Beat:
             ("heartbeat", HEARTBEAT, _heartbeat),
             ("report", REPORT, _report),
         ):
-            if period_over(session, f"period/{name}", interval, now):
+            if period_over(session, f"period/{name}", interval, now, at_once=name != "report"):
                 for job in jobs(session):
                     self._once(session, job)
 

@@ -20,6 +20,7 @@ from lab_backup.catalog.queue import backup_job, new_job
 from lab_backup.catalog.records import (
     forget_backups,
     host_answered,
+    keep_sample,
     known_backups,
     replace_sources,
     retention_of,
@@ -385,7 +386,10 @@ def run_usage(job: Job, tools: Tools, progress: JobProgress) -> Done:
 
     def record(session: Session) -> None:
         row = session.get_one(Storage, storage.id)
-        row.used, row.capacity, row.seen_at, row.problem = used, capacity, datetime.now(UTC), None
+        now = datetime.now(UTC)
+        row.used, row.capacity, row.seen_at, row.problem = used, capacity, now, None
+        if used is not None:
+            keep_sample(session, storage.id, now.date(), used)
 
     free = usage.free if usage.free is not None else None if capacity is None else capacity - used
     taken = None if free is None or not capacity else 100 - free * 100 // capacity

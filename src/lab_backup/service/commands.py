@@ -237,7 +237,23 @@ def verify_audit(data_dir: DataOption = None, as_json: JsonOption = False) -> Ex
     return ExitCode.DONE if broken is None else ExitCode.DAMAGED
 
 
-NAMES = ("up", "api", "worker", "beat", "migrate", "reset-password", "verify-audit")
+def rotate_master_key(data_dir: DataOption = None, as_json: JsonOption = False) -> ExitCode:
+    """Give the service, which must not run, a new master key, and seal all credentials in its database with it."""
+    from lab_backup.service.folders import default_data_directory
+    from lab_backup.service.master_key import rotate
+
+    count = rotate((data_dir or default_data_directory()).resolve())
+    printing.show(
+        {"credentials": count},
+        lambda value: (
+            f"{value['credentials']} credentials are sealed with a new master key. Copy the folder `secrets` anew: dumps of the database from now on need it."
+        ),
+        as_json=as_json,
+    )
+    return ExitCode.DONE
+
+
+NAMES = ("up", "api", "worker", "beat", "migrate", "reset-password", "verify-audit", "rotate-master-key")
 
 
 def add_to(program: typer.Typer) -> None:
@@ -253,3 +269,4 @@ def add_to(program: typer.Typer) -> None:
         reset_password
     )
     program.command("verify-audit", epilog=examples("lab-backup verify-audit"))(verify_audit)
+    program.command("rotate-master-key", epilog=examples("lab-backup rotate-master-key"))(rotate_master_key)

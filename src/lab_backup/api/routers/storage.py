@@ -15,6 +15,7 @@ from lab_backup.api.schemas.places import (
     KeyCreate,
     KeyShown,
     ReplicateCreate,
+    SampleShown,
     Sheet,
     StorageCheck,
     StorageCreate,
@@ -30,7 +31,7 @@ from lab_backup.catalog.base import AsyncSession
 from lab_backup.catalog.credentials import credentials_of, keep_credentials, keep_passphrase
 from lab_backup.catalog.paging import page
 from lab_backup.catalog.places import Storage
-from lab_backup.catalog.queries import everything, get, is_asked, is_used, put, refuse_taken, released
+from lab_backup.catalog.queries import everything, get, is_asked, is_used, put, refuse_taken, released, samples_of
 from lab_backup.catalog.queue import new_job
 from lab_backup.catalog.work import Job
 from lab_backup.errors import BusyError, LabBackupError, UsageError
@@ -43,6 +44,7 @@ from lab_backup.operations.repositories import (
     repository_info,
 )
 from lab_backup.operations.storage_test import check_storage
+from lab_backup.policy.forecast import full_on, growth
 from lab_backup.repository.repository import Repository
 from lab_backup.security.vault_access import resolved
 from lab_backup.storage.address import open_storage
@@ -229,7 +231,16 @@ async def usage(storage_id: UUID, _: CanRead, db: Db) -> Usage:
     old = row.seen_at is None or (datetime.now(UTC) - row.seen_at).total_seconds() > 60
     if old and not await is_asked(db, f"usage/{row.id}"):
         db.add(_usage_of(row))
-    return Usage.model_validate(row)
+    samples = [(day, used) for day, used in (await db.execute(samples_of(storage_id))).all()]
+    return Usage(
+        used=row.used,
+        capacity=row.capacity,
+        threshold=row.threshold,
+        seen_at=row.seen_at,
+        history=[SampleShown(day=day, used=used) for day, used in samples],
+        growth=growth(samples),
+        full_on=full_on(samples, row.capacity),
+    )
 
 
 def _usage_of(row: Storage) -> Job:

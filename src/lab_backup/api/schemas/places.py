@@ -1,6 +1,6 @@
 """Hosts, what runs on them, and storages."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -238,13 +238,26 @@ class StorageShown(Shown):
     problem: str | None
 
 
+class SampleShown(Shown):
+    """How many bytes a storage held at the end of a day (UTC)."""
+
+    day: date
+    used: int
+
+
 class Usage(Shown):
-    """How full a storage was when it was last asked, in bytes; null where it does not tell."""
+    """How full a storage was when it was last asked, in bytes; null where it does not tell.
+
+    `history` are the last ninety days; `growth` bytes a day; `full_on` the day when it is full if it goes on so, null where that is not in sight.
+    """
 
     used: int | None
     capacity: int | None
     threshold: int
     seen_at: datetime | None
+    history: list[SampleShown]
+    growth: float | None
+    full_on: date | None
 
 
 class Sheet(Shown):
