@@ -183,7 +183,8 @@ def test_a_schedule_is_served_once_by_several_beats_and_once_after_a_long_pause(
         for _ in range(3):
             leading[0].step()
         assert backups_of(sessions, schedule) == 1
-        assert len(sent.jobs) == 2, "the backup, and the housekeeping of the day"
+        with sessions() as session:
+            assert [session.get_one(Job, job).type for job in sent.jobs].count("backup") == 1
         now[0] += timedelta(minutes=59)
         leading[0].step()
         assert backups_of(sessions, schedule) == 1
