@@ -9,8 +9,9 @@ import pytest
 from lab_backup.errors import NotFoundError, UsageError
 from lab_backup.operations import prune as prune_module
 from lab_backup.operations.lifecycle import delete, protect, undelete
-from lab_backup.operations.prune import make_policy, parse_zone, prune
+from lab_backup.operations.prune import make_policy, prune
 from lab_backup.policy import retention
+from lab_backup.policy.cron import parse_zone
 from lab_backup.policy.retention import Policy
 from lab_backup.repository.backups import Backups
 from lab_backup.repository.marks import fold

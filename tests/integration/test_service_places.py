@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import httpx
 import pytest
+import yaml
 from websockets.sync.client import connect
 
 from lab_backup import __version__
@@ -367,6 +368,59 @@ def test_reports_come_as_tables_and_pages(
     assert 'lab_backup_job_seconds_mean{type="backup"}' in told
     log = next(iter(service.data.glob("log/worker.log"))).read_text().splitlines()
     assert any(json.loads(line).get("job") for line in log if line.startswith("{"))
+
+
+def test_the_configuration_is_a_file_that_makes_it_so(
+    service: Service, token: str, podman_service: PodmanService, disk: Any, host: Any
+) -> None:
+    """An export applied again changes nothing; an edited one changes what it says and removes schedules that it leaves out; what it cannot mean is refused whole."""
+    with container(podman_service) as box:
+        row = found(service, token, host["id"], "containers", box.name)
+        service.ask("PUT", f"sources/container/{row['id']}/tags", {"tags": ["silver"]}, token=token)
+        exported = service.get("config", token)
+        assert service.ask("PUT", "config", exported, token=token).json() == []
+        assert {"source": f"container/box/{box.name}", "tags": ["silver"]} in exported["tags"]
+        assert disk["name"] == "disk"
+        edited: dict[str, Any] = {
+            "version": 1,
+            "hosts": [{"name": "far", "kind": "kvm", "uri": "qemu+ssh://root@far.invalid/system", "enabled": False}],
+            "schedules": [
+                {"name": "as code", "covers": f"container/box/{box.name}", "cron": "5 1 * * *", "storage": "disk", "retention": {"daily": 3}},
+                {"name": "by tag", "covers": "tag/silver", "cron": "0 2 * * *", "storage": "disk", "timezone": "Europe/Vienna"},
+            ],
+            "settings": {**exported["settings"], "keep_news_days": 45},
+        }  # fmt: skip
+        planned = service.ask("PUT", "config?dry_run=true", edited, token=token).json()
+        before = len(exported["schedules"])
+        assert service.get("config", token) == exported, "a dry run changes nothing"
+        command = [sys.executable, "-m", "lab_backup", "config"]
+        place = ["--data-dir", str(service.data), "--json"]
+        text = yaml.safe_dump(edited)
+        told = subprocess.run(
+            [*command, "diff", "-", *place], input=text, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert json.loads(told.stdout)["changes"] == planned
+        done = subprocess.run(
+            [*command, "apply", "-", *place], input=text, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert json.loads(done.stdout)["changes"] == planned
+        assert [change["what"] for change in planned if change["part"] == "schedules"].count("removed") == before
+        shown = subprocess.run([*command, "export", *place[:2]], capture_output=True, text=True, timeout=60, check=True)
+        now = yaml.safe_load(shown.stdout)
+        assert [plan["name"] for plan in now["schedules"]] == ["as code", "by tag"]
+        assert now["schedules"][0]["retention"]["daily"] == 3
+        assert now["settings"]["keep_news_days"] == 45
+        assert now["tags"] == exported["tags"], "what a document does not speak of stays"
+        for wrong in (
+            {"schedules": [{**edited["schedules"][0], "storage": "nowhere"}]},
+            {"schedules": [{**edited["schedules"][0], "cron": "x"}]},
+            {"schedules": [{**edited["schedules"][0], "covers": "container/box/nobody"}]},
+            {"storages": [{"name": "disk", "url": "/elsewhere"}]},
+            {"surprise": 1},
+        ):  # fmt: skip
+            answer = service.ask("PUT", "config", wrong, token=token)
+            assert answer.status_code in {400, 404}, (wrong, answer.text)
+        assert service.get("config", token) == now
 
 
 def test_a_new_master_key_opens_all_that_was_sealed(service: Service, token: str, disk: Any) -> None:

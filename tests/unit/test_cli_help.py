@@ -26,7 +26,7 @@ PROMISED = {
     "repo init", "repo info", "repo keys list", "repo keys add", "repo keys remove", "repo keys rotate", "repo recovery-sheet", "repo immutable",
     "backup vm", "backup image", "backup container", "backup volume", "backup pod", "restore pod", "restore container", "restore volume", "restore files", "files", "list", "show", "restore vm", "restore image", "verify", "delete", "undelete",
     "protect", "unprotect", "prune", "gc", "replicate", "export", "storage test", "checkpoints list", "checkpoints remove", "demo",
-    "up", "api", "worker", "beat", "migrate", "reset-password", "verify-audit", "rotate-master-key",
+    "up", "api", "worker", "beat", "migrate", "reset-password", "verify-audit", "rotate-master-key", "config export", "config diff", "config apply",
 }  # fmt: skip
 
 SERVERS = {"api", "worker", "beat"}  # they print nothing

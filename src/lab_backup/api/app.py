@@ -16,6 +16,7 @@ from lab_backup.api.idempotency import once
 from lab_backup.api.routers import (
     auth,
     backups,
+    configuration,
     files,
     hosts,
     jobs,
@@ -93,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         notifications,
         overview,
         service,
+        configuration,
         live,
     ):
         app.include_router(module.router, prefix=PREFIX)

@@ -37,7 +37,7 @@ NAME = "lab-backup"
 ORDER = (
     "repo", "backup", "list", "show", "files", "restore", "verify", "delete", "undelete", "protect", "unprotect",
     "prune", "gc", "replicate", "export", "storage", "checkpoints", "demo",
-    "up", "api", "worker", "beat", "migrate", "reset-password", "verify-audit", "rotate-master-key",
+    "up", "api", "worker", "beat", "migrate", "reset-password", "verify-audit", "rotate-master-key", "config",
 )  # fmt: skip
 
 

@@ -19,8 +19,7 @@ from lab_backup.catalog.sources import members, name_of
 from lab_backup.catalog.telling import tell
 from lab_backup.catalog.work import Job, Schedule
 from lab_backup.errors import LabBackupError
-from lab_backup.operations.prune import parse_zone
-from lab_backup.policy.cron import due
+from lab_backup.policy.cron import due, parse_zone
 from lab_backup.repository.session import new_backup_id
 
 STEP_SECONDS = 0.5

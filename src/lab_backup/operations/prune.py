@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from lab_backup.errors import NotFoundError, UsageError
 from lab_backup.operations.lifecycle import who
+from lab_backup.policy.cron import parse_zone
 from lab_backup.policy.retention import Decision, Outcome, Point, Policy, select
 from lab_backup.repository.backups import Backup, Backups
 from lab_backup.repository.marks import fold
@@ -41,14 +41,6 @@ class PruneResult:
     bytes_removed: int
     dry_run: bool
     unreadable: dict[str, str]
-
-
-def parse_zone(name: str) -> ZoneInfo:
-    """Return the time zone `name`, such as Europe/Berlin. Raises UsageError."""
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise UsageError(f"{name!r} is not a time zone", hint="for example --timezone Europe/Berlin, or UTC") from error
 
 
 def make_policy(

@@ -5,13 +5,21 @@ A time that daylight saving skips is served when the clocks have moved, one that
 
 from datetime import UTC, datetime
 from itertools import islice
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
 from lab_backup.errors import UsageError
 
 MOST_AT_ONCE = 1000
+
+
+def parse_zone(name: str) -> ZoneInfo:
+    """Return the time zone `name`, such as Europe/Berlin. Raises UsageError."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise UsageError(f"{name!r} is not a time zone", hint="for example --timezone Europe/Berlin, or UTC") from error
 
 
 def check_cron(expression: str) -> None:

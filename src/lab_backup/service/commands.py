@@ -11,20 +11,12 @@ from lab_backup.cli import printing
 from lab_backup.cli.exit_codes import ExitCode
 from lab_backup.cli.options import JsonOption, examples
 from lab_backup.errors import UsageError
+from lab_backup.service import configuration_commands
+from lab_backup.service.options import DataOption
 
 if TYPE_CHECKING:
     from lab_backup.service.up import Running
 
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        metavar="DIR",
-        envvar="LAB_BACKUP_DATA_DIR",
-        readable=False,
-        help="The service's folder.  [default: /var/lib/lab-backup, or one in your home]",
-    ),
-]
 HostOption = Annotated[
     str, typer.Option(metavar="ADDRESS", help="Where to listen. On any address but loopback it speaks TLS.")
 ]
@@ -253,7 +245,7 @@ def rotate_master_key(data_dir: DataOption = None, as_json: JsonOption = False) 
     return ExitCode.DONE
 
 
-NAMES = ("up", "api", "worker", "beat", "migrate", "reset-password", "verify-audit", "rotate-master-key")
+NAMES = ("up", "api", "worker", "beat", "migrate", "reset-password", "verify-audit", "rotate-master-key", "config")
 
 
 def add_to(program: typer.Typer) -> None:
@@ -269,4 +261,5 @@ def add_to(program: typer.Typer) -> None:
         reset_password
     )
     program.command("verify-audit", epilog=examples("lab-backup verify-audit"))(verify_audit)
+    program.add_typer(configuration_commands.program, name="config")
     program.command("rotate-master-key", epilog=examples("lab-backup rotate-master-key"))(rotate_master_key)

@@ -25,8 +25,7 @@ from lab_backup.catalog.queue import backup_job, new_job
 from lab_backup.catalog.sources import KINDS, members, source_of
 from lab_backup.catalog.work import BackupRow, Schedule
 from lab_backup.errors import UsageError
-from lab_backup.operations.prune import parse_zone
-from lab_backup.policy.cron import next_runs
+from lab_backup.policy.cron import next_runs, parse_zone
 from lab_backup.policy.retention import Point, Policy, select
 from lab_backup.repository.session import new_backup_id
 

@@ -1,6 +1,6 @@
 """The service itself: its preferences, and maintenance."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.networks import HttpUrl
@@ -31,6 +31,15 @@ class PreferencesUpdate(Body):
     keep_logs_days: Days = 90
     keep_news_days: Days = 90
     heartbeat_url: HttpUrl | None = None
+
+
+class ChangeShown(Shown):
+    """Something that a document changed; `fields` are those that differ."""
+
+    part: str
+    name: str
+    what: Literal["added", "changed", "removed"]
+    fields: list[str]
 
 
 class MaintenanceUpdate(Body):

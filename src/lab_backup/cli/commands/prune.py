@@ -47,8 +47,9 @@ def prune(
     as_json: JsonOption = False,
 ) -> ExitCode:
     """Mark backups as deleted that no rule keeps. `undelete` takes that back until the grace period ends; `gc` frees the space."""
-    from lab_backup.operations.prune import make_policy, parse_zone
+    from lab_backup.operations.prune import make_policy
     from lab_backup.operations.prune import prune as apply
+    from lab_backup.policy.cron import parse_zone
 
     policy = make_policy(
         last=keep_last,
