@@ -7,7 +7,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 import pytest
@@ -20,16 +22,21 @@ from lab_backup.catalog.base import Base, Sessions, connect
 from lab_backup.catalog.leader import Leader
 from lab_backup.catalog.leases import claim, finish, renew
 from lab_backup.catalog.migrate import configuration, migrate, newest
+from lab_backup.catalog.news import Notification, NotificationConfig
+from lab_backup.catalog.people import User
 from lab_backup.catalog.places import Container, PodmanHost, Storage
 from lab_backup.catalog.queue import end_abandoned, new_job, take_next
 from lab_backup.catalog.records import known_backups, store_backup
 from lab_backup.catalog.work import Firing, Job, Schedule
-from lab_backup.errors import LabBackupError
+from lab_backup.errors import BusyError, LabBackupError
 from lab_backup.jobs.beat import Beat
-from lab_backup.jobs.tasks import Listing
+from lab_backup.jobs.tasks import TASKS, Done, Listing, Tools
+from lab_backup.jobs.worker import Worker
+from lab_backup.repository.errors import WrongKeyError
 from lab_backup.service.account import service_account
 from lab_backup.service.database import Database
 from lab_backup.service.folders import prepare
+from lab_backup.storage.base import TransientStorageError
 
 NOW = datetime.now(UTC)
 
@@ -270,3 +277,61 @@ def test_the_tables_are_what_the_program_believes_and_can_be_taken_down(url: str
             connection.execute(text("update alembic_version set version_num = :version"), {"version": newest()})
     finally:
         engine.dispose()
+
+
+class Silence:
+    """A Redis that nobody listens to."""
+
+    def publish(self, *_: object) -> int:
+        """Tell nobody."""
+        return 0
+
+
+def test_what_may_pass_is_tried_again_ever_later_and_told_once(
+    sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage that does not answer: four attempts, 1, 4 and 16 minutes apart, and one message; a wrong passphrase is tried once; a restore is left to people."""
+    failing: list[LabBackupError] = []
+
+    def fail(*_: object) -> Done:
+        raise failing[0]
+
+    for kind in ("gc", "restore"):
+        monkeypatch.setitem(cast("dict[str, object]", TASKS), kind, fail)
+    with sessions() as session:
+        user = User(username="u", password_hash="x", role="admin")
+        session.add(user)
+        session.flush()
+        session.add(NotificationConfig(user_id=user.id, name="c", type="webhook", address="", secret="", config={}))
+        session.commit()
+    worker = Worker(sessions, Silence(), Tools(sessions, bytes(32), tmp_path))  # type: ignore[arg-type]  # no more of it is used
+
+    def attempts(kind: str, error: LabBackupError) -> list[Job]:
+        failing[:] = [error]
+        with sessions() as session:
+            first = new_job(kind, {}, title="t", lock_key=f"{kind}/{error}")
+            session.add(first)
+            session.commit()
+            key = first.lock_key
+        while True:
+            with sessions() as session:
+                rows = list(session.scalars(select(Job).where(Job.lock_key == key).order_by(Job.attempt)))
+            if rows[-1].status != "queued":
+                return rows
+            assert worker.run(rows[-1].id) == "failed"
+
+    tried = attempts("gc", TransientStorageError("no answer"))
+    assert [job.attempt for job in tried] == [1, 2, 3, 4]
+    waits = [
+        job.not_before - before.completed_at
+        for before, job in pairwise(tried)
+        if job.not_before and before.completed_at
+    ]
+    assert [round(wait.total_seconds() / 60) for wait in waits] == [1, 4, 16]
+    assert len(attempts("gc", BusyError("somebody else"))) == 4
+    assert len(attempts("gc", WrongKeyError("wrong"))) == 1
+    assert len(attempts("restore", TransientStorageError("no answer"))) == 1
+    with sessions() as session:
+        told = list(session.scalars(select(Notification).order_by(Notification.created_at)))
+        assert [row.type for row in told] == ["gc failed", "gc failed", "gc failed", "restore failed"]
+        assert take_next(session, now=datetime.now(UTC), at_once=10) != []

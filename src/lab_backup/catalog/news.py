@@ -57,12 +57,17 @@ def severity_of(job: Job, status: str, before: str | None) -> str | None:
 
 
 def status_before(session: Session, job: Job) -> str | None:
-    """Return how the job before this one on the same thing ended."""
+    """Return how the job before this one on the same thing ended; attempts at this very one do not count."""
     if job.lock_key is None:
         return None
+    attempts, earlier = [job.id], job.retry_of
+    while earlier is not None:
+        attempts.append(earlier)
+        before = session.get(Job, earlier)
+        earlier = None if before is None else before.retry_of
     return session.scalar(
         select(Job.status)
-        .where(Job.lock_key == job.lock_key, Job.type == job.type, Job.id != job.id, Job.status.in_(ENDED))
+        .where(Job.lock_key == job.lock_key, Job.type == job.type, Job.id.not_in(attempts), Job.status.in_(ENDED))
         .order_by(Job.created_at.desc())
         .limit(1)
     )

@@ -15,6 +15,7 @@ from lab_backup.catalog.work import INTERRUPTED, QUEUED, RUNNING, Job, Schedule
 
 SEND_AGAIN = timedelta(seconds=60)
 ATTEMPTS = 2
+PATIENCE = 4  # attempts at what fails for a reason that may pass
 LOOKED_AT = 500  # jobs beyond those that may be sent: some wait for others on the same thing
 BY_HAND = {"restore"}  # done once more only when a person says so: what it had begun is theirs to look at
 
@@ -137,9 +138,13 @@ def end_abandoned(session: Session, now: datetime) -> list[Job]:
     return ended
 
 
-def retry_of(job: Job, *, requested_by: UUID | None = None) -> Job | None:
-    """Return a new job that does the same; None where it was tried often enough and nobody asks for it."""
-    if requested_by is None and (job.attempt >= ATTEMPTS or job.stop_requested == "cancel" or job.type in BY_HAND):
+def retry_of(job: Job, *, requested_by: UUID | None = None, patient: bool = False) -> Job | None:
+    """Return a new job that does the same; None where it was tried often enough, `patient` is not said, and nobody asks for it."""
+    if (
+        requested_by is None
+        and not patient
+        and (job.attempt >= ATTEMPTS or job.stop_requested == "cancel" or job.type in BY_HAND)
+    ):
         return None
     return Job(
         type=job.type,
@@ -153,6 +158,16 @@ def retry_of(job: Job, *, requested_by: UUID | None = None) -> Job | None:
         retry_of=job.id,
         attempt=job.attempt + 1,
     )
+
+
+def later(job: Job, now: datetime) -> Job | None:
+    """Return a job that does the same after a while, ever longer (1, 4, 16 minutes); None where it was tried often enough, or is tried soon anyway."""
+    if job.type in BY_HAND | set(ALWAYS) or job.stop_requested == "cancel" or job.attempt >= PATIENCE:
+        return None
+    again = retry_of(job, requested_by=job.requested_by, patient=True)
+    if again is not None:
+        again.not_before = now + timedelta(minutes=4 ** (job.attempt - 1))
+    return again
 
 
 def waiting_or_running(session: Session, lock_key: str, kind: str) -> bool:

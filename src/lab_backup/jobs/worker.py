@@ -7,7 +7,8 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from threading import Event, Thread
 from typing import Any
 from uuid import UUID
@@ -19,14 +20,17 @@ from redis.exceptions import RedisError
 from lab_backup.catalog.base import DatabaseError, Session, Sessions
 from lab_backup.catalog.leases import LEASE, Lease, claim, finish, renew, write_line
 from lab_backup.catalog.news import severity_of, status_before
-from lab_backup.catalog.queue import retry_of
+from lab_backup.catalog.queue import later, retry_of
 from lab_backup.catalog.telling import tell
 from lab_backup.catalog.work import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, WARNINGS, Job
-from lab_backup.errors import LabBackupError
+from lab_backup.errors import BusyError, LabBackupError
 from lab_backup.jobs.progress import JobProgress, StopRequestedError
 from lab_backup.jobs.tasks import TASKS, Done, Tools
+from lab_backup.storage.base import TransientStorageError
 
 BEAT_SECONDS = 0.5
+PASSING = (TransientStorageError, BusyError)
+"""What may be gone in a while: the same job is tried again later."""
 NEWS = "lab-backup:news"  # where it is published in Redis that inboxes have something new
 QUIET = {
     "inventory",
@@ -56,6 +60,17 @@ def channel(job: UUID | str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """How a job ended; `passing`: what it failed of may pass by itself."""
+
+    status: str
+    done: Done = field(default_factory=Done)
+    error: str | None = None
+    hint: str | None = None
+    passing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """What runs jobs in this process."""
 
@@ -73,70 +88,60 @@ class Worker:
         progress = JobProgress(lambda level, text: self._line(job_id, level, text))
         log.info("job started", extra={"job": str(job_id), "type": job.type})
         with self._held(lease, progress):
-            status, done, error, hint = self._do(job, progress)
-        return self._end(job, lease, progress, status, done, error, hint)
+            ending = self._do(job, progress)
+        return self._end(job, lease, progress, ending)
 
-    def _do(self, job: Job, progress: JobProgress) -> tuple[str, Done, str | None, str | None]:
+    def _do(self, job: Job, progress: JobProgress) -> Ending:
         try:
             done = TASKS[job.type](job, self.tools, progress)
         except StopRequestedError as stop:
-            return (CANCELLED if stop.how == "cancel" else INTERRUPTED), Done(), stop.message, None
+            return Ending(CANCELLED if stop.how == "cancel" else INTERRUPTED, error=stop.message)
         except LabBackupError as error:
-            return FAILED, Done(), error.message, error.hint
+            return Ending(FAILED, error=error.message, hint=error.hint, passing=isinstance(error, PASSING))
         except MemoryError:
-            return FAILED, Done(), "there is not enough memory", "let fewer jobs run at once"
+            return Ending(FAILED, error="there is not enough memory", hint="let fewer jobs run at once")
         except OSError as error:
-            return FAILED, Done(), f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}", None
+            return Ending(FAILED, error=f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}")
         except Exception as error:  # whatever happens ends in a row
             log.exception("a fault in lab-backup itself", extra={"job": str(job.id)})
-            return (
+            return Ending(
                 FAILED,
-                Done(),
-                f"a fault in Lab Backup itself: {type(error).__name__}",
-                "the worker's log has the details; please report it",
+                error=f"a fault in Lab Backup itself: {type(error).__name__}",
+                hint="the worker's log has the details; please report it",
             )
-        return (WARNINGS if done.warnings else SUCCEEDED), done, None, None
+        return Ending(WARNINGS if done.warnings else SUCCEEDED, done)
 
-    def _end(
-        self,
-        job: Job,
-        lease: Lease,
-        progress: JobProgress,
-        status: str,
-        done: Done,
-        error: str | None,
-        hint: str | None,
-    ) -> str | None:
+    def _end(self, job: Job, lease: Lease, progress: JobProgress, ending: Ending) -> str | None:
         """Write how the job ended, and what is to be remembered, in one transaction."""
         try:
-            written = self._write_end(job, lease, progress, status, done, error, hint)
+            written = self._write_end(job, lease, progress, ending)
         except DatabaseError as wrong:
             log.exception("what a job did cannot be recorded", extra={"job": str(job.id)})
-            status, error = FAILED, f"what was done cannot be recorded: {type(wrong).__name__}"
-            hint = (
-                "the worker's log has the details; `rebuild-catalog` of the storage brings backups back into the list"
+            ending = Ending(
+                FAILED,
+                error=f"what was done cannot be recorded: {type(wrong).__name__}",
+                hint="the worker's log has the details; `rebuild-catalog` of the storage brings backups back into the list",
             )
-            written = self._write_end(job, lease, progress, status, Done(), error, hint)
+            written = self._write_end(job, lease, progress, ending)
         if not written:
             log.warning("the lease was lost", extra={"job": str(job.id)})
             return None
-        self._publish(job.id, {"status": status, "progress": progress.state(), "error": error})
-        log.info("job ended", extra={"job": str(job.id), "status": status})
-        return status
+        state = {"status": ending.status, "progress": progress.state(), "error": ending.error}
+        self._publish(job.id, state)
+        log.info("job ended", extra={"job": str(job.id), "status": ending.status})
+        return ending.status
 
-    def _write_end(
-        self,
-        job: Job,
-        lease: Lease,
-        progress: JobProgress,
-        status: str,
-        done: Done,
-        error: str | None,
-        hint: str | None,
-    ) -> bool:
+    def _write_end(self, job: Job, lease: Lease, progress: JobProgress, ending: Ending) -> bool:
+        status, done, error = ending.status, ending.done, ending.error
         with self.sessions() as session:
             if not finish(
-                session, lease, status=status, result=done.result, progress=progress.state(), error=error, hint=hint
+                session,
+                lease,
+                status=status,
+                result=done.result,
+                progress=progress.state(),
+                error=error,
+                hint=ending.hint,
             ):
                 session.rollback()
                 return False
@@ -145,10 +150,15 @@ class Worker:
             if error:
                 write_line(session, job.id, "error", error)
             write_line(session, job.id, "info", status)
-            again = retry_of(job) if status == INTERRUPTED else None
+            again = (
+                retry_of(job) if status == INTERRUPTED else later(job, datetime.now(UTC)) if ending.passing else None
+            )
+            if again is not None and again.not_before is not None:
+                write_line(session, job.id, "info", f"tried again at {again.not_before:%Y-%m-%d %H:%M:%S} UTC")
             session.add_all([*done.follow_up, *([again] if again else [])])
             done.record(session)
-            told = self._tell(session, job, status, error, done.warnings)
+            # What is tried again is told when it has failed for good, or works.
+            told = (status != FAILED or again is None) and self._tell(session, job, status, error, done.warnings)
             session.commit()
         if told:
             with contextlib.suppress(RedisError):
