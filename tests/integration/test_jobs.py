@@ -23,11 +23,13 @@ from lab_backup.catalog.leader import Leader
 from lab_backup.catalog.leases import claim, finish, renew
 from lab_backup.catalog.migrate import configuration, migrate, newest
 from lab_backup.catalog.news import Notification, NotificationConfig
-from lab_backup.catalog.people import User
+from lab_backup.catalog.people import ApiToken, User
 from lab_backup.catalog.places import Container, PodmanHost, Storage
 from lab_backup.catalog.queue import end_abandoned, new_job, take_next
 from lab_backup.catalog.records import known_backups, store_backup
+from lab_backup.catalog.watching import watch
 from lab_backup.catalog.work import Firing, Job, Schedule
+from lab_backup.catalog.workers import hear, say_goodbye
 from lab_backup.errors import BusyError, LabBackupError
 from lab_backup.jobs.beat import Beat
 from lab_backup.jobs.tasks import TASKS, Done, Listing, Tools
@@ -335,3 +337,39 @@ def test_what_may_pass_is_tried_again_ever_later_and_told_once(
         told = list(session.scalars(select(Notification).order_by(Notification.created_at)))
         assert [row.type for row in told] == ["gc failed", "gc failed", "gc failed", "restore failed"]
         assert take_next(session, now=datetime.now(UTC), at_once=10) != []
+
+
+def test_silent_workers_and_expiring_tokens_are_told_once(sessions: Sessions) -> None:
+    """A worker that is not heard is told of, once, and once more when it is back; so is a token in its last week; one that says goodbye is not."""
+    with sessions() as session:
+        user = User(username="u", password_hash="x", role="admin")
+        session.add(user)
+        session.flush()
+        session.add(NotificationConfig(user_id=user.id, name="c", type="webhook", address="", secret="", config={}))
+        session.add(
+            ApiToken(
+                user_id=user.id, token_hash="h", name="scraper", role="viewer", expires_at=NOW + timedelta(days=10)
+            )
+        )
+        session.commit()
+
+        def at(minutes: float, *heard: str) -> list[str]:
+            now = NOW + timedelta(minutes=minutes)
+            for name in heard:
+                hear(session, name=name, host="h", version="1", queues=[], slots=1, started_at=NOW, figures={}, now=now)
+            watch(session, now)
+            session.commit()
+            rows = list(session.scalars(select(Notification).order_by(Notification.created_at)))
+            for row in rows:
+                session.delete(row)
+            session.commit()
+            return [row.type for row in rows]
+
+        assert at(0, "one", "two") == []
+        assert at(2, "one") == ["worker silent"]
+        assert at(3, "one") == []
+        assert at(4, "one", "two") == ["worker back"]
+        say_goodbye(session, "two")
+        assert at(6, "one") == []
+        assert at(4 * 24 * 60, "one") == ["token expiring"]
+        assert at(5 * 24 * 60, "one") == []

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from lab_backup.catalog.base import DATABASE_AWAY, UNSTORABLE
@@ -39,10 +39,10 @@ class TooManyRequestsError(LabBackupError):
 class Problem(BaseModel):
     """What went wrong: `title` names the kind, `detail` says what happened to which object, `hint` what to do next."""
 
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
+    type: str = Field(default="about:blank", examples=["about:blank"])
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["there is no backup 6f1c5d7e-3f0c-4a53-9d0b-3d1f0d3a5f10"])
     hint: str | None = None
     errors: list[dict[str, str]] | None = None
 

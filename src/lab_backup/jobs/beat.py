@@ -17,6 +17,7 @@ from lab_backup.catalog.queue import backup_job, end_abandoned, new_job, take_ne
 from lab_backup.catalog.records import enabled, fire, period_over
 from lab_backup.catalog.sources import members, name_of
 from lab_backup.catalog.telling import tell
+from lab_backup.catalog.watching import watch
 from lab_backup.catalog.work import Job, Schedule
 from lab_backup.errors import LabBackupError
 from lab_backup.policy.cron import due, parse_zone
@@ -30,6 +31,7 @@ RETENTION = timedelta(days=1)
 HOUSEKEEPING = timedelta(hours=6)
 HEARTBEAT = timedelta(seconds=30)
 REPORT = timedelta(days=7)
+WATCH = timedelta(seconds=30)
 
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,8 @@ class Beat:
             session.add(job)
 
     def _keep_house(self, session: Session, now: datetime) -> None:
+        if period_over(session, "period/watch", WATCH, now):
+            watch(session, now)
         for name, interval, jobs in (
             ("inventory", INVENTORY, _inventories),
             ("news", NEWS, _untold),

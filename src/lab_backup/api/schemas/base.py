@@ -38,6 +38,6 @@ class Paging(BaseModel):
 
 
 InPages = Annotated[Paging, Query()]
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$", examples=["every night"])]
 Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")]
 Secret = Annotated[SecretStr, Field(min_length=1, max_length=1024)]

@@ -19,7 +19,11 @@ def _without_password(address: str) -> str:
 
 
 NoPassword = AfterValidator(_without_password)
-Uri = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x20]+$"), NoPassword]
+Uri = Annotated[
+    str,
+    Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x20]+$", examples=["qemu+ssh://root@kvm7/system"]),
+    NoPassword,
+]
 Percent = Annotated[int, Field(ge=1, le=100)]
 AtOnce = Annotated[int, Field(ge=0, le=1024, description="How many jobs run there at once; 0: as many as come")]
 
@@ -159,7 +163,16 @@ class StorageCreate(Body):
     """
 
     name: Name
-    url: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$"), NoPassword]
+    url: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1000,
+            pattern=r"^[^\x00-\x1f]+$",
+            examples=["s3://backups/lab?endpoint=https://s3.example.org"],
+        ),
+        NoPassword,
+    ]
     passphrase: Secret | None
     credentials: StorageCredentials | None = None
     existing: bool = False

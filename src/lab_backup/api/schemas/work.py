@@ -11,7 +11,7 @@ from lab_backup.api.schemas.base import Body, Name, Shown, Text
 Kept = Annotated[int, Field(ge=0, le=10_000)]
 SourceType = Literal["vm", "container", "pod", "volume"]
 Covered = Literal["vm", "container", "pod", "volume", "kvm_host", "podman_host", "tag", "all"]
-Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")]
+Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$", examples=["gold"])]
 Status = Literal["queued", "running", "succeeded", "succeeded with warnings", "failed", "cancelled", "interrupted"]
 
 
@@ -36,8 +36,8 @@ class ScheduleCreate(Body):
     source_type: Covered
     source_id: UUID | None = None
     source_tag: Tag | None = None
-    cron_expression: Annotated[str, Field(max_length=100)]
-    timezone: Annotated[str, Field(max_length=64)] = "UTC"
+    cron_expression: Annotated[str, Field(max_length=100, examples=["30 2 * * *"])]
+    timezone: Annotated[str, Field(max_length=64, examples=["Europe/Vienna"])] = "UTC"
     retention_config: Retention = Retention()
     storage_backend_id: UUID
     enabled: bool = True
@@ -50,8 +50,8 @@ class ScheduleUpdate(Body):
     """What changes of a schedule; null: it stays."""
 
     name: Name | None = None
-    cron_expression: Annotated[str, Field(max_length=100)] | None = None
-    timezone: Annotated[str, Field(max_length=64)] | None = None
+    cron_expression: Annotated[str, Field(max_length=100, examples=["30 2 * * *"])] | None = None
+    timezone: Annotated[str, Field(max_length=64, examples=["Europe/Vienna"])] | None = None
     retention_config: Retention | None = None
     storage_backend_id: UUID | None = None
     enabled: bool | None = None
