@@ -79,6 +79,20 @@ async def actor_of(token: str, context: Context, db: AsyncSession) -> Actor:
     return Actor(user.id, Role(user.role), session.id)
 
 
+async def is_still(actor: Actor, token: str, context: Context, db: AsyncSession) -> bool:
+    """Whether somebody who came in by this token is still let in: what lasts longer than an access token depends on its sign-in alone."""
+    if actor.session is None:
+        try:
+            return (await actor_of(token, context, db)).role is actor.role
+        except TokenError:
+            return False
+    kept = await db.get(LoginSession, actor.session)
+    user = await db.get(User, actor.user)
+    return (
+        kept is not None and kept.revoked_at is None and user is not None and user.enabled and user.role == actor.role
+    )
+
+
 async def current(request: Request, credentials: Credentials, context: InContext, db: Db) -> Actor:
     """Return who asks. Raises TokenError, TooManyRequestsError."""
     if credentials is None:

@@ -1,5 +1,6 @@
 """The application, put together."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from lab_backup import __version__
 from lab_backup.api import problems
 from lab_backup.api.context import Context
 from lab_backup.api.idempotency import once
+from lab_backup.api.news import News
 from lab_backup.api.routers import (
     auth,
     backups,
@@ -53,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         engine, sessions = connect_async(settings.database_url)
         redis = Redis.from_url(settings.redis_url)
         secrets = settings.secrets_directory
+        news = News(redis)
         app.state.context = Context(
             sessions=sessions,
             redis=redis,
@@ -64,10 +67,13 @@ def create_app(settings: Settings) -> FastAPI:
             master_key=read_or_make_key(secrets / "master.key"),
             cache_directory=settings.cache_directory,
             requests=RateLimitItemPerMinute(settings.requests_per_minute),
+            news=news,
         )
+        listening = asyncio.create_task(news.listen())
         try:
             yield
         finally:
+            listening.cancel()
             await redis.aclose()
             await engine.dispose()
 

@@ -11,12 +11,13 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 from starlette.requests import HTTPConnection
 
+from lab_backup.api.news import News
 from lab_backup.catalog.base import AsyncSession, AsyncSessions
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Connections, the three keys (of access tokens, of the audit chain, of credentials), the folder for indexes, and how many requests one may send."""
+    """Connections, the three keys (of access tokens, of the audit chain, of credentials), the folder for indexes, how many requests one may send, and what workers publish."""
 
     sessions: AsyncSessions
     redis: Redis
@@ -26,6 +27,7 @@ class Context:
     master_key: bytes
     cache_directory: Path
     requests: RateLimitItem
+    news: News
 
 
 def get_context(connection: HTTPConnection) -> Context:
