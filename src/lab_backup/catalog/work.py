@@ -59,8 +59,11 @@ class Job(Row):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("uq_jobs_running_lock_key", "lock_key", unique=True, postgresql_where=text("status = 'running'")),
-        Index("ix_jobs_status_created_at", "status", "created_at"),
         Index("ix_jobs_created_at_id", "created_at", "id"),
+        Index("ix_jobs_status_created_at_id", "status", "created_at", "id"),
+        Index("ix_jobs_type_created_at_id", "type", "created_at", "id"),
+        Index("ix_jobs_lock_key_created_at", "lock_key", "created_at"),
+        Index("ix_jobs_completed_at", "completed_at"),
     )
 
     type: Mapped[str]
@@ -92,7 +95,7 @@ class JobLog(Base):
     """A line of a job's log."""
 
     __tablename__ = "job_logs"
-    __table_args__ = (Index("ix_job_logs_job_id_id", "job_id", "id"),)
+    __table_args__ = (Index("ix_job_logs_job_id_timestamp_id", "job_id", "timestamp", "id"),)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
@@ -109,6 +112,15 @@ class BackupRow(Row):
         UniqueConstraint("storage_backend_id", "backup_id"),
         Index("ix_backups_source_completed", "source_type", "source_id", "completed_at"),
         Index("ix_backups_completed_at_id", "completed_at", "id"),
+        Index("ix_backups_status_completed", "status", "completed_at", "id"),
+        Index("ix_backups_storage_completed", "storage_backend_id", "completed_at", "id"),
+        Index("ix_backups_source_name_completed", "source_name", "completed_at", "id"),
+        Index("ix_backups_source_id_completed", "source_id", "completed_at", "id"),
+        Index("ix_backups_source_type_completed", "source_type", "completed_at", "id"),
+        Index("ix_backups_source_name_id", "source_name", "id"),
+        Index("ix_backups_size_id", "size", "id"),
+        Index("ix_backups_compressed_size_id", "compressed_size", "id"),
+        Index("ix_backups_tags", "tags", postgresql_using="gin", postgresql_ops={"tags": "jsonb_path_ops"}),
     )
 
     backup_id: Mapped[str] = mapped_column(index=True)
