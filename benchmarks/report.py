@@ -58,6 +58,7 @@ def render(figures: Figures, machine: Sequence[tuple[str, str]], shape: Shape, r
         ("thin", _thin),
         ("index", _index),
         ("storages", _storages),
+        ("service", _service),
         ("start", _start),
     ]
     lines = [
@@ -324,6 +325,27 @@ def _index(figures: Figures, _: Shape) -> Iterable[str]:
             ["anonymous memory after loading and lookups", format_size(figures["anonymous_after"]), "256 MiB"],
             ["anonymous memory, peak", format_size(figures["peak_anonymous"]), "256 MiB"],
         ],
+    )
+
+
+def _service(figures: Figures, _: Shape) -> Iterable[str]:
+    together, news = figures["all"], figures["news"]
+    yield "## The service"
+    yield ""
+    yield (
+        f"Lists of fifty rows out of {figures['backups']:,} backups and {figures['lines']:,} lines of logs, at {figures['rate']} requests a second that do not wait for each other, "
+        f"from {figures['apis']} API processes. PostgreSQL, Valkey and the one who asks run on the same machine. Milliseconds from the moment at which a request was to be sent:"
+    )
+    yield ""
+    rows = [
+        [name, f"{row['count']:,}", f"{row['p50']:.0f}", f"{row['p99']:.0f}", f"{row['highest']:.0f}"]
+        for name, row in [*figures["kinds"].items(), ("**all**", together)]
+    ]
+    yield from _table(["", "requests", "median", "99 %", "highest"], rows)
+    yield ""
+    yield (
+        f"{news['followers']} WebSockets on one job that moves {news['each_second']} times a second: a message is there after {news['p50']:.0f} ms (median), "
+        f"{news['p99']:.0f} ms (99 %), {news['highest']:.0f} ms (highest); none was lost."
     )
 
 

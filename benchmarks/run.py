@@ -21,6 +21,7 @@ import guest
 import index
 import machine
 import report
+import service
 import start
 import storages
 from images import SHAPES, Images, make_images
@@ -77,6 +78,11 @@ def index_part(options: argparse.Namespace, _: Images, folder: Path) -> Figures:
     return index.measure_index(count, folder)
 
 
+def service_part(options: argparse.Namespace, _: Images, __: Path) -> Figures:
+    """Measure lists of the API with a long past behind it, and many who follow one job."""
+    return service.measure_service(options.size, say)
+
+
 def start_part(options: argparse.Namespace, _: Images, __: Path) -> Figures:
     """Measure how long the command line takes to say anything."""
     return start.measure_start(max(options.runs, 5))
@@ -90,6 +96,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Images, Path], Figures]] = {
     "thin": thin_part,
     "storages": storages_part,
     "index": index_part,
+    "service": service_part,
 }
 
 

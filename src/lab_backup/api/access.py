@@ -16,7 +16,7 @@ from lab_backup.api.problems import ForbiddenError, TooManyRequestsError
 from lab_backup.catalog import audit
 from lab_backup.catalog.base import AsyncSession, Json
 from lab_backup.catalog.people import LoginSession, User
-from lab_backup.catalog.queries import token_with
+from lab_backup.catalog.queries import session_and_user, token_with
 from lab_backup.security.roles import Role
 from lab_backup.security.tokens import API_PREFIX, TokenError, digest, read_access
 
@@ -66,15 +66,11 @@ async def actor_of(token: str, context: Context, db: AsyncSession) -> Actor:
         least = min(Role(kept.role), Role(user.role), key=tuple(Role).index)
         return Actor(user.id, least, None)
     access = read_access(context.token_key, token)
-    session = await db.get(LoginSession, access.session)
-    user = await db.get(User, access.user)
-    if (
-        session is None
-        or session.revoked_at is not None
-        or session.user_id != access.user
-        or user is None
-        or not user.enabled
-    ):
+    found = await session_and_user(db, access.session)
+    if found is None:
+        raise gone
+    session, user = found
+    if session.revoked_at is not None or user.id != access.user or not user.enabled:
         raise gone
     return Actor(user.id, Role(user.role), session.id)
 

@@ -9,10 +9,14 @@ from limits import RateLimitItemPerMinute
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.storage import storage_from_string
 from redis.asyncio import Redis
+from starlette.datastructures import Headers
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lab_backup import __version__
 from lab_backup.api import problems
 from lab_backup.api.context import Context
+from lab_backup.api.idempotency import HEADER as IDEMPOTENCY_KEY
 from lab_backup.api.idempotency import once
 from lab_backup.api.news import News
 from lab_backup.api.routers import (
@@ -45,6 +49,7 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-store",
 }
+RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -106,7 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router, prefix=PREFIX)
     app.include_router(overview.root)
     problems.install(app)
-    app.middleware("http")(_guard)
+    app.add_middleware(Guard)
     return app
 
 
@@ -114,16 +119,37 @@ def _limits_url(redis_url: str) -> str:
     return "redis+" + redis_url if redis_url.startswith("unix://") else redis_url
 
 
-async def _guard(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Refuse bodies beyond all reason, and send the headers that keep a browser from being used against its owner."""
-    length = request.headers.get("content-length", "0")
-    chunked = "chunked" in request.headers.get("transfer-encoding", "")
-    if chunked or not length.isascii() or not length.isdigit() or int(length) > MOST_BYTES:
-        response: Response = problems.answer(413, "the request is too large, or does not say how large it is")
-    else:
-        response = await once(request, call, request.app.state.context)
-    response.headers.update(HEADERS)
-    return response
+class Guard:
+    """Refuses bodies beyond all reason, and sends the headers that keep a browser from being used against its owner."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._repeatable = BaseHTTPMiddleware(app, dispatch=_once)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *RAW_HEADERS]
+            await send(message)
+
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
+        chunked = "chunked" in headers.get("transfer-encoding", "")
+        app = self._app
+        if chunked or not length.isascii() or not length.isdigit() or int(length) > MOST_BYTES:
+            app = problems.answer(413, "the request is too large, or does not say how large it is")
+        elif scope["method"] == "POST" and IDEMPOTENCY_KEY in headers:
+            app = self._repeatable
+        await app(scope, receive, send_with_headers)
+
+
+async def _once(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+    return await once(request, call, request.app.state.context)
 
 
 def from_environment() -> FastAPI:

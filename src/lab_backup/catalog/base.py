@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
+import msgspec
 from sqlalchemy import DateTime, Engine, MetaData, create_engine, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError, SQLAlchemyError
@@ -73,6 +74,7 @@ def connect(url: str) -> tuple[Engine, Sessions]:
         url,
         pool_size=POOL,
         pool_pre_ping=True,
+        json_deserializer=msgspec.json.decode,
         connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": "lab-backup"},
     )
     return engine, sessionmaker(engine, expire_on_commit=False)
@@ -84,6 +86,7 @@ def connect_async(url: str) -> tuple[AsyncEngine, AsyncSessions]:
         url,
         pool_size=POOL,
         pool_pre_ping=True,
+        json_deserializer=msgspec.json.decode,
         connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": "lab-backup api"},
     )
     return engine, async_sessionmaker(engine, expire_on_commit=False)

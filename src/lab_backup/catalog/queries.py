@@ -78,6 +78,15 @@ async def session_with(session: AsyncSession, refresh_hash: str) -> LoginSession
     return (await session.scalars(statement.with_for_update())).one_or_none()
 
 
+async def session_and_user(session: AsyncSession, identity: UUID) -> tuple[LoginSession, User] | None:
+    """Return a sign-in and whose it is."""
+    found = await session.execute(
+        select(LoginSession, User).join(User, User.id == LoginSession.user_id).where(LoginSession.id == identity)
+    )
+    row = found.one_or_none()
+    return None if row is None else (row[0], row[1])
+
+
 async def token_with(session: AsyncSession, token_hash: str) -> ApiToken | None:
     """Return the API token with this hash."""
     return (await session.scalars(select(ApiToken).where(ApiToken.token_hash == token_hash))).one_or_none()

@@ -56,7 +56,7 @@ async def list_backups(
         limit=paging.limit,
         order=paging.order,
     )
-    return Listed(items=[BackupShown.model_validate(row) for row in found.items], next=found.next)
+    return Listed(items=[BackupShown.model_validate(vars(row)) for row in found.items], next=found.next)
 
 
 @router.post("/backups", status_code=status.HTTP_202_ACCEPTED)

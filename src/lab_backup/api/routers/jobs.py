@@ -32,7 +32,7 @@ async def list_jobs(
     found = await page(
         db, statement, Job.created_at, Job.id, cursor=paging.cursor, limit=paging.limit, order=paging.order
     )
-    return Listed(items=[JobShown.model_validate(row) for row in found.items], next=found.next)
+    return Listed(items=[JobShown.model_validate(vars(row)) for row in found.items], next=found.next)
 
 
 @router.get("/jobs/{job_id}")
@@ -48,7 +48,7 @@ async def job_logs(job_id: UUID, _: CanRead, db: Db, paging: InPages) -> Listed[
     found = await page(
         db, lines_of(job_id), JobLog.timestamp, JobLog.id, cursor=paging.cursor, limit=paging.limit, order=paging.order
     )
-    return Listed(items=[LineShown.model_validate(row) for row in found.items], next=found.next)
+    return Listed(items=[LineShown.model_validate(vars(row)) for row in found.items], next=found.next)
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=status.HTTP_202_ACCEPTED)
