@@ -134,7 +134,9 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *RAW_HEADERS]
+                own = {name for name, _ in message.get("headers", ())}
+                more = [header for header in RAW_HEADERS if header[0] not in own]
+                message["headers"] = [*message.get("headers", ()), *more]
             await send(message)
 
         headers = Headers(scope=scope)
