@@ -121,9 +121,16 @@ class Audit:
     key: bytes
 
     async def __call__(
-        self, actor: Actor | None, action: str, resource_type: str, resource_id: object = "", **details: object
+        self,
+        actor: Actor | None,
+        action: str,
+        resource_type: str,
+        resource_id: object = "",
+        *,
+        whose: UUID | None = None,
+        **details: object,
     ) -> None:
-        """Note what `actor` did. Details hold no secret."""
+        """Note what `actor` did. Details hold no secret; those that are personal are of the user that it was done to, or of `whose`."""
         plain: Json = {
             key: value if isinstance(value, (str, int, bool, type(None))) else str(value)
             for key, value in details.items()
@@ -136,6 +143,7 @@ class Audit:
             resource_type=resource_type,
             resource_id=str(resource_id),
             details=plain,
+            whose=resource_id if resource_type == "user" and isinstance(resource_id, UUID) else whose,
         )
 
 

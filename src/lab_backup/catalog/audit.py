@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from lab_backup.catalog.base import Json
 from lab_backup.catalog.people import AuditEntry
+from lab_backup.catalog.personal import put_apart
 from lab_backup.security.chain import START, first_broken, link
 
 LOCK = 7_236_118_003  # one entry after the other, so that each knows the hash of the one before
@@ -34,8 +35,9 @@ async def append(
     resource_type: str,
     resource_id: str = "",
     details: Json | None = None,
+    whose: UUID | None = None,
 ) -> None:
-    """Add an entry. The caller commits soon: others wait until then."""
+    """Add an entry. What is personal in it is of the user `whose`, and goes with them. The caller commits soon: others wait until then."""
     await session.execute(text("select pg_advisory_xact_lock(:key)"), {"key": LOCK})
     previous = await session.scalar(select(AuditEntry.hash).order_by(AuditEntry.id.desc()).limit(1))
     entry = AuditEntry(
@@ -43,7 +45,7 @@ async def append(
         action=action,
         resource_type=resource_type,
         resource_id=resource_id,
-        details=details or {},
+        details=put_apart(session, details or {}, whose),
         timestamp=datetime.now(UTC),
     )
     entry.hash = link(key, previous or START, _content(entry), entry.timestamp)

@@ -56,6 +56,15 @@ class ApiToken(Row):
     last_used: Mapped[datetime | None]
 
 
+class PersonalDatum(Row):
+    """A name or an address that entries of the audit log mention by its id. It goes with its user; the entries stay."""
+
+    __tablename__ = "personal_data"
+
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    value: Mapped[str]
+
+
 class AuditEntry(Base):
     """Something that somebody did. Rows are added only, and hold the hash of the one before (security.chain)."""
 

@@ -77,7 +77,9 @@ async def refresh(body: Refresh, request: Request, context: InContext, db: Db, a
         raise gone
     if kept.previous_hash == found:
         kept.revoked_at = now
-        await audit(None, "refresh token used twice", "session", kept.id, address=address_of(request))
+        await audit(
+            None, "refresh token used twice", "session", kept.id, whose=kept.user_id, address=address_of(request)
+        )
         await db.commit()
         raise gone
     user = await db.get(User, kept.user_id)

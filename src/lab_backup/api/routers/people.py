@@ -1,5 +1,6 @@
 """The signed-in person, users, API tokens, and the audit log."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -9,8 +10,11 @@ from lab_backup.api.access import SIGN_INS, Actor, Audited, CanAdminister, CanRe
 from lab_backup.api.context import Db, InContext
 from lab_backup.api.problems import ForbiddenError
 from lab_backup.api.schemas.base import InPages, Listed
+from lab_backup.api.schemas.notifications import NotificationShown
 from lab_backup.api.schemas.people import (
     AuditShown,
+    ChannelKept,
+    JobAsked,
     PasswordChange,
     SessionShown,
     TokenCreate,
@@ -20,13 +24,15 @@ from lab_backup.api.schemas.people import (
     TotpCode,
     TotpRemoval,
     UserCreate,
+    UserExport,
     UserShown,
     UserUpdate,
 )  # fmt: skip
 from lab_backup.api.threads import in_thread
-from lab_backup.catalog.base import AsyncSession
+from lab_backup.catalog.base import AsyncSession, Json
 from lab_backup.catalog.paging import page
 from lab_backup.catalog.people import ApiToken, AuditEntry, LoginSession, User
+from lab_backup.catalog.personal import revealed, rows_about
 from lab_backup.catalog.queries import (
     everything,
     get,
@@ -189,12 +195,40 @@ async def update_user(user_id: UUID, body: UserUpdate, actor: CanAdminister, db:
 
 @router.delete("/users/{user_id}", status_code=status.HTTP_204_NO_CONTENT)
 async def delete_user(user_id: UUID, actor: CanAdminister, db: Db, audit: Audited) -> None:
-    """Remove a user, sessions and tokens with it. What the audit log says of them stays."""
+    """Erase a user with all that belongs to them, and their name and addresses from the audit log. What they did stays there under their id, and the log's chain holds."""
     user = await get(db, User, user_id, "user")
     if user.role == Role.ADMIN and await other_admins(db, user_id) == 0:
         raise UsageError("this is the last administrator", hint="make another one first")
     await db.delete(user)
-    await audit(actor, "deleted", "user", user_id, username=user.username)
+    await db.flush()
+    await audit(actor, "deleted", "user", str(user_id))
+
+
+@router.get("/users/{user_id}/export")
+async def export_user(user_id: UUID, actor: CanRead, db: Db, audit: Audited) -> UserExport:
+    """Return all that is kept of a user, for themselves or by an administrator (GDPR, article 15 and 20); of each kind the newest ten thousand."""
+    if actor.user != user_id and not actor.role.includes(Role.ADMIN):
+        raise ForbiddenError("only administrators may look at what is kept of others", hint="ask one")
+    user = await get(db, User, user_id, "user")
+    found = await rows_about(db, user_id)
+    entries = found["audit"]
+    details = await revealed(db, entries)
+    await audit(actor, "exported", "user", user_id)
+    return UserExport(
+        user=UserShown.model_validate(user),
+        sessions=[SessionShown.model_validate(row) for row in found["sessions"]],
+        tokens=[TokenShown.model_validate(row) for row in found["tokens"]],
+        channels=[ChannelKept.model_validate(row) for row in found["channels"]],
+        notifications=[NotificationShown.model_validate(row) for row in found["notifications"]],
+        jobs=[JobAsked.model_validate(row) for row in found["jobs"]],
+        audit=_entries(entries, details),
+    )
+
+
+def _entries(rows: Sequence[AuditEntry], details: list[Json]) -> list[AuditShown]:
+    return [
+        AuditShown.model_validate({**vars(row), "details": plain}) for row, plain in zip(rows, details, strict=True)
+    ]
 
 
 @router.get("/tokens")
@@ -255,7 +289,7 @@ async def list_audit(_: CanAdminister, db: Db, paging: InPages) -> Listed[AuditS
         limit=paging.limit,
         order=paging.order,
     )
-    return Listed(items=[AuditShown.model_validate(row) for row in found.items], next=found.next)
+    return Listed(items=_entries(found.items, await revealed(db, found.items)), next=found.next)
 
 
 async def _set_password(db: AsyncSession, user: User, password: str) -> None:

@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import Field
 
 from lab_backup.api.schemas.base import Body, Name, Secret, Shown
+from lab_backup.api.schemas.notifications import NotificationShown
 from lab_backup.security.roles import Role
 
 Username = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
@@ -156,3 +157,33 @@ class AuditShown(Shown):
     resource_type: str
     resource_id: str
     details: dict[str, Any]
+
+
+class ChannelKept(Shown):
+    """A channel of a user, without its address, which is sealed."""
+
+    id: UUID
+    name: str
+    type: str
+    created_at: datetime
+
+
+class JobAsked(Shown):
+    """A job that a user asked for."""
+
+    id: UUID
+    type: str
+    title: str
+    created_at: datetime
+
+
+class UserExport(Shown):
+    """All that is kept of a user."""
+
+    user: UserShown
+    sessions: list[SessionShown]
+    tokens: list[TokenShown]
+    channels: list[ChannelKept]
+    notifications: list[NotificationShown]
+    jobs: list[JobAsked]
+    audit: list[AuditShown]
