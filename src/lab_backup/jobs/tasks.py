@@ -138,6 +138,7 @@ def backup_values(made: BackupSummary, storage: UUID, schedule: UUID | None) -> 
             "bytes_read": made.bytes_read,
             "duration_seconds": made.duration_seconds,
             "parent": made.parent,
+            "trees": [tree.name for tree in made.trees],
             "warnings": list(made.warnings),
             "notes": list(made.notes),
         },

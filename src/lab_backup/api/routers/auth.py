@@ -5,7 +5,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request, status
 
-from lab_backup.api.access import SIGN_INS, Audited, CanRead, address_of, limit
+from lab_backup.api.access import REFRESHES, SIGN_INS, Audited, CanRead, address_of, limit
 from lab_backup.api.context import Context, Db, InContext
 from lab_backup.api.schemas.people import Login, Refresh, Setup, SetupState, Tokens, UserShown
 from lab_backup.api.threads import in_thread
@@ -68,7 +68,7 @@ def _tell_of_lock(session: Session, username: str, address: str) -> None:
 @router.post("/auth/refresh")
 async def refresh(body: Refresh, request: Request, context: InContext, db: Db, audit: Audited) -> Tokens:
     """Exchange a refresh token for a new pair. One that was used before ends the session: it was stolen, or its answer was lost."""
-    await limit(context, SIGN_INS, "refresh", address_of(request))
+    await limit(context, REFRESHES, "refresh", address_of(request))
     now = datetime.now(UTC)
     found = digest(body.refresh_token.get_secret_value())
     kept = await session_with(db, found)
