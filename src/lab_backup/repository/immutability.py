@@ -179,6 +179,9 @@ class Locks:
                 locked = [path for path, done in zip(part, pool.map(lock, part), strict=True) if done]
                 cache.put_objects({f"{_KNOWN}{path}": _UNTIL.pack(until.timestamp()) for path in locked})
                 count += len(locked)
+        denied = [error for error in self.refused.values() if isinstance(error, StorageAccessError)]
+        if denied and not count:  # it is not about single objects: we may not lock at all
+            raise denied[0]
         return count
 
     def _lock(self, path: str, *, until: datetime, removable: bool) -> bool:
@@ -188,7 +191,7 @@ class Locks:
             if not removable:
                 raise
             return False
-        except (StorageAccessError, TransientStorageError):
+        except TransientStorageError:
             raise
         except StorageError as error:
             if not removable:

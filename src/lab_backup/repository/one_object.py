@@ -9,24 +9,30 @@ from lab_backup.storage.base import (
     StorageNotFoundError,
     TransientStorageError,
 )
+from lab_backup.units import MiB
 
 _ENOUGH = 64 * 1024
+MOST = 66 * MiB  # no object but a pack is larger, and of a pack only parts are read
 
 
 def read_object(storage: StorageBackend, path: str, offset: int = 0, length: int | None = None) -> bytes:
     """Return a part of the object, as `storage.read` does.
 
     Raises DamagedError where the storage hands out others but not this one: a symbolic link, what somebody encrypted with a key of his own,
-    what was moved to an archive. Otherwise whoever may write would stop everybody by one object. Other errors of the storage pass through.
+    what was moved to an archive; and where it is larger than any of ours. Otherwise whoever may write would stop everybody by one object.
+    Other errors of the storage pass through.
     """
     try:
-        return storage.read(path, offset, length)
+        data = storage.read(path, offset, MOST if length is None else length)
     except (ObjectNotFoundError, StorageNotFoundError, TransientStorageError):
         raise
     except StorageError as error:
         if path in {PATH, COPY} or not _hands_out_others(storage):
             raise
         raise DamagedError(f"{path} cannot be read, though others can: {error}", hint=error.hint) from error
+    if length is None and len(data) == MOST:
+        raise DamagedError(f"{path} is larger than any object of a repository", hint="it was overwritten or planted")
+    return data
 
 
 def _hands_out_others(storage: StorageBackend) -> bool:

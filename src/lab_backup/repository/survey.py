@@ -1,6 +1,7 @@
 """The first half of a collection: what backups refer to, where it is stored, and which packs are there at all."""
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,8 +54,12 @@ class Surveyor:
         self._reader = Reader(repository)
         self.broken_indexes: set[str] = set()
 
-    def survey(self, live: LiveSet, *, ignore: set[str], locking: bool) -> Survey:
+    def survey(
+        self, live: LiveSet, *, ignore: AbstractSet[str], locking: bool, spent: AbstractSet[str] = frozenset()
+    ) -> Survey:
         """Find what every backup but the ignored ones refers to, and for each blob the one place that is to stay.
+
+        Of `spent` ones, which were deleted long ago and are there only because they are locked, what cannot be read is passed over.
 
         With `locking` also which packs those need that are not deleted. Raises DamagedError where that cannot be told, NewerVersionError.
         """
@@ -66,26 +71,26 @@ class Surveyor:
                 survey.stored[pack_id] = info
         backups = self._backups.all()
         for path, error in self._backups.damaged.items():
-            if path.startswith(manifests.PREFIX):
+            if path.startswith(manifests.PREFIX) and manifests.id_of(path) not in spent:
                 if isinstance(error, NewerVersionError):
                     raise error
                 raise DamagedError(
                     f"{path} cannot be read, so nobody can tell what it needs; nothing was removed ({error})",
-                    hint="bring the object back from a copy, or give the backup up: lab-backup delete --now",
+                    hint="make sure that it may be read, or bring it back from a copy; else give the backup up: lab-backup delete --now",
                 )
         walk = Walk(self._reader, seen=live.add)
         for backup in backups:
             if backup.id not in ignore:
-                self._walk(walk, backup)
+                self._walk(walk, backup, strict=backup.id not in spent)
         survey.backups = [backup.id for backup in backups if backup.state.deleted is None]
         self._place(live, survey)
         if locking:
             survey.kept = self._needed_by(live, survey, backups)
         return survey
 
-    def _walk(self, walk: Walk, backup: Backup) -> None:
+    def _walk(self, walk: Walk, backup: Backup, *, strict: bool = True) -> None:
         for chunk_list in backup.manifest.lists:
-            for _ in walk.survey(chunk_list, on_damage=self._unreadable):
+            for _ in walk.survey(chunk_list, on_damage=self._unreadable if strict else _passed_over):
                 pass
 
     def _needed_by(self, live: LiveSet, survey: Survey, backups: list[Backup]) -> set[bytes]:
@@ -163,6 +168,10 @@ class Surveyor:
             # Its packs are found as orphans, by their own tables, and indexed anew.
             self.broken_indexes.add(path)
             return []
+
+
+def _passed_over(_blob_id: bytes, _level: int, _offset: int, _error: DamagedError) -> None:
+    """Say nothing."""
 
 
 def _pack_id(path: str) -> bytes | None:

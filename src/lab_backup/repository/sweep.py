@@ -49,6 +49,7 @@ class Sweeper:
         """Sweep in `repository`; `exclusive`: nobody else uses it. `now`, the storage's time, is set when the run begins."""
         self._repository = repository
         self.locked: set[str] = set()  # objects that are to go, but are locked
+        self.refused: dict[str, StorageAccessError] = {}  # objects that are to go, but nobody lets us
         self.exclusive = exclusive
         self.now = datetime.min.replace(tzinfo=UTC)
         self.result = Result()
@@ -90,6 +91,9 @@ class Sweeper:
             self._repository.storage.delete(path)
         except ObjectLockedError as error:
             self.count_locked(path, error.until)
+            return False
+        except StorageAccessError as error:  # somebody may hold this one: a legal hold, another mode of locks
+            self.refused[path] = error
             return False
         return True
 

@@ -217,7 +217,7 @@ class S3Storage(StorageBackend):
             self.stat(path)
             return b""
         # The server's checksum is of whole objects: what is small, such as `config`, is read whole to have it.
-        whole = offset == 0 and (length is None or _SMALL[0] <= length <= _SMALL[1])
+        whole = offset == 0 and (length is None or _SMALL[0] <= length <= _SMALL[1] or length >= MULTIPART)
         span = {} if whole else {"Range": f"bytes={offset}-{'' if length is None else offset + length - 1}"}
         with translated(self.url, path):
             try:
