@@ -16,7 +16,7 @@ from lab_backup.repository.backups import Backups
 from lab_backup.repository.envelope import HEADER, Kind
 from lab_backup.repository.errors import DamagedError, RepositoryError
 from lab_backup.repository.immutability import IMMUTABILITY, promise
-from lab_backup.repository.pack import PACKS
+from lab_backup.repository.pack import PACKS, PackKind
 from lab_backup.repository.repository import CONDEMNED, DAMAGED, INDEX, LEASES, REMOVED, open_repository
 from lab_backup.storage.base import StorageAccessError, StorageBackend, StorageError
 from lab_backup.storage.local import LocalStorage
@@ -421,3 +421,36 @@ def test_a_storage_that_hands_out_nothing_is_not_damaged(tmp_path: Path) -> None
         with pytest.raises((StorageError, RepositoryError)):
             collect(repository, grace=0, exclusive=True)
         assert {info.path for info in storage.list()} >= before
+
+
+def test_what_is_passed_over_of_a_spent_backup_counts_for_no_other(tmp_path: Path) -> None:
+    """A node that a backup deleted long ago, but locked, shares with a living one is gone for a while: nothing is removed, and the living one restores when it is back."""
+    clock = Clock()
+    storage = MemoryStorage(clock=clock)
+    content = secrets.token_bytes(200 * CHUNK)
+    with new_repository(storage, tmp_path / "one", passphrase="correct") as repository:
+        spent = back_up(repository, content).backup
+        clock.now += timedelta(hours=1)
+        kept = back_up(repository, content).backup
+        delete(repository, spent)
+        storage.lock(f"manifests/{spent}", clock.now + timedelta(days=3650))
+        clock.now += timedelta(days=3)
+    trees = {}
+    with open_repository(storage, passphrase="correct", cache_directory=tmp_path / "two") as repository:
+        for number, info in list(repository.cache.packs()):
+            if info.kind == PackKind.TREE:
+                assert number >= 0
+                trees[info.path] = storage.read(info.path)
+    for path in trees:
+        storage.delete(path)
+    for turn in range(3):
+        clock.now += timedelta(days=3)
+        with (
+            open_repository(storage, passphrase="correct", cache_directory=tmp_path / f"turn{turn}") as repository,
+            pytest.raises(DamagedError),
+        ):
+            collect(repository)
+    for path, data in trees.items():
+        storage.upload(path, data)
+    with open_repository(storage, passphrase="correct", cache_directory=tmp_path / "three") as repository:
+        assert restored(repository, kept) == content

@@ -21,7 +21,9 @@ from lab_backup import __version__
 from lab_backup.demo.podman_service import IMAGE, PodmanService
 from support.podman_box import IDLE, container
 from support.seaweed import ADMIN, Seaweed
-from support.service import Service
+from support.service import PASSWORD, Service
+
+NOTHING = "00000000-0000-4000-8000-000000000000"
 
 
 class Hook:
@@ -232,6 +234,36 @@ def test_a_bucket_is_opened_with_credentials_of_its_own(
     held = service.data.rglob("*")
     secret = ADMIN.secret_key.encode()
     assert not any(secret in path.read_bytes() for path in held if path.is_file() and not path.is_symlink())
+
+
+def test_what_was_found_by_attacking_stays_mended(service: Service, token: str, disk: Any) -> None:
+    """An operator cannot repeat what only administrators begin; tokens do not make tokens; answers are kept for valid tokens alone; inner addresses stay out of reach."""
+    service.post("users", {"username": "otto", "password": PASSWORD, "role": "operator"}, token=token, status=201)
+    operator = service.sign_in("otto")
+    job = service.post(f"storage/{disk['id']}/gc", token=token, status=202)
+    service.job(job["id"], token)
+    assert service.ask("POST", f"jobs/{job['id']}/retry", token=operator).status_code == 403
+    body = {
+        "name": "leak",
+        "source_type": "all",
+        "cron_expression": "0 5 * * *",
+        "storage_backend_id": disk["id"],
+        "replicate_to": NOTHING,
+    }
+    assert service.ask("POST", "schedules", body, token=operator).status_code in {403, 404}
+    made = service.post("tokens", {"name": "script", "role": "viewer"}, token=token, status=201)
+    assert service.ask("POST", "tokens", {"name": "more", "role": "viewer"}, token=made["token"]).status_code == 403
+    me = service.get("me", token)["id"]
+    assert service.ask("PUT", f"users/{me}", {"password": PASSWORD + "2"}, token=token).status_code == 400
+    header = {"Idempotency-Key": "one", "Authorization": "Bearer labb_none"}
+    for _ in range(2):
+        answer = httpx.post(f"{service.url}/auth/login", json={}, headers=header, timeout=20)
+        assert "Idempotent-Replayed" not in answer.headers
+    hook = {"name": "inner", "type": "webhook", "address": f"http://[::ffff:127.0.0.1]:{service.port}/"}
+    channel = service.post("notifications/channels", hook, token=operator, status=201)
+    tried = service.post(f"notifications/channels/{channel['id']}/test", token=operator, status=200)
+    assert (tried["ok"], "this machine" in tried["detail"]) == (False, True)
+    assert service.get("settings", operator)["heartbeat_url"] is None
 
 
 def test_maintenance_lets_nothing_begin(

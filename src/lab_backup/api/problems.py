@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from lab_backup.catalog.base import DATABASE_AWAY, UNSTORABLE
+from lab_backup.catalog.base import DATABASE_AWAY, TAKEN, UNSTORABLE
 from lab_backup.errors import AccessDeniedError, BusyError, LabBackupError, NotFoundError, TargetExistsError, UsageError
 from lab_backup.repository.errors import DamagedError, WrongKeyError
 from lab_backup.security.passwords import WeakPasswordError
@@ -137,6 +137,13 @@ async def _unstorable(_: Request, error: Exception) -> JSONResponse:
     return answer(422, "a value cannot be stored or looked for", hint="texts hold no NUL, and numbers have limits")
 
 
+async def _taken(_: Request, error: Exception) -> JSONResponse:
+    log.info("a row was refused: %s", type(error).__name__)
+    return answer(
+        409, "somebody else has just made one of that name, or still needs this one", hint="look, then try again"
+    )
+
+
 async def _fault(request: Request, error: Exception) -> JSONResponse:
     log.error("a fault in lab-backup itself", exc_info=error, extra={"path": request.url.path})
     return answer(
@@ -151,6 +158,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(LabBackupError, _expected)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(TAKEN, _taken)
     for away in DATABASE_AWAY:
         app.add_exception_handler(away, _away)
     for unstorable in UNSTORABLE:

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import msgspec
 from sqlalchemy import DateTime, Engine, MetaData, create_engine, func
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -30,12 +30,15 @@ DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 """What a database that is down, or has no connection left, makes of a request."""
 UNSTORABLE = (DataError,)
 """What becomes of a value that PostgreSQL does not take: a NUL in a text, a number beyond its type."""
+TAKEN = IntegrityError
+"""What it makes of a row that another one keeps from being there, or still needs."""
 DatabaseError = SQLAlchemyError
 """What goes wrong in a database, for who must not know what lies below the catalog."""
 
 
 __all__ = [
     "DATABASE_AWAY",
+    "TAKEN",
     "UNSTORABLE",
     "AsyncSession",
     "AsyncSessions",

@@ -7,6 +7,7 @@ from sqlalchemy import ForeignKey, Index, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from lab_backup.catalog.base import Json, Row
+from lab_backup.catalog.people import User
 from lab_backup.catalog.work import ENDED, FAILED, INTERRUPTED, SUCCEEDED, WARNINGS, Job
 
 SEVERITIES = ("info", "warning", "error")
@@ -75,7 +76,11 @@ def status_before(session: Session, job: Job) -> str | None:
 
 def announce(session: Session, *, kind: str, severity: str, subject: str, message: str) -> list[UUID]:
     """Put news into the inboxes of all who want to know; return the channels that have something to send. The caller commits."""
-    channels = session.scalars(select(NotificationConfig).where(NotificationConfig.enabled)).all()
+    channels = session.scalars(
+        select(NotificationConfig)
+        .join(User, User.id == NotificationConfig.user_id)
+        .where(NotificationConfig.enabled, User.enabled)
+    ).all()
     chosen = [
         row for row in channels if SEVERITIES.index(severity) >= SEVERITIES.index(row.config.get("least", "warning"))
     ]

@@ -224,7 +224,8 @@ async def is_asked(session: AsyncSession, lock_key: str) -> bool:
 
 async def is_used(session: AsyncSession, storage: UUID) -> bool:
     """Whether schedules or jobs still need a storage."""
-    schedule = await session.scalar(select(Schedule.id).where(Schedule.storage_backend_id == storage).limit(1))
+    uses = or_(Schedule.storage_backend_id == storage, Schedule.replicate_to == storage)
+    schedule = await session.scalar(select(Schedule.id).where(uses).limit(1))
     job = await session.scalar(
         select(Job.id).where(Job.storage_backend_id == storage, Job.status.in_((QUEUED, RUNNING))).limit(1)
     )

@@ -5,7 +5,7 @@ from datetime import date, datetime, timedelta
 from typing import Any, Literal, TypedDict, get_args
 from uuid import UUID, uuid4
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -24,7 +24,9 @@ def store_backup(session: Session, values: Mapping[str, Any]) -> None:
         .values(id=uuid4(), **values)
         .on_conflict_do_update(
             index_elements=["storage_backend_id", "backup_id"],
-            set_={key: value for key, value in values.items() if key not in kept},
+            set_={key: value for key, value in values.items() if key not in kept}
+            # Who lists a repository does not know which schedule made a backup: what is known stays.
+            | {"schedule_id": func.coalesce(table.c.schedule_id, values.get("schedule_id"))},
         )
     )
 
@@ -112,6 +114,17 @@ def sources_of(session: Session, schedule: Schedule) -> list[tuple[str, str]]:
         BackupRow.schedule_id == schedule.id, BackupRow.storage_backend_id == schedule.storage_backend_id
     )
     return [(kind, identity) for kind, identity in session.execute(made.distinct())]
+
+
+def removable(session: Session, storage: UUID, kind: str, identity: str) -> set[str]:
+    """Return the backups of a source that retention may remove: those that schedules made which are there still. What people made by hand stays."""
+    made = select(BackupRow.backup_id).where(
+        BackupRow.storage_backend_id == storage,
+        BackupRow.source_type == kind,
+        BackupRow.source_id == identity,
+        BackupRow.schedule_id.in_(select(Schedule.id)),
+    )
+    return set(session.scalars(made))
 
 
 def fire(session: Session, schedule: Schedule, due_at: datetime) -> bool:

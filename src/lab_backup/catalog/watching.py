@@ -15,7 +15,10 @@ EXPIRES_SOON = timedelta(days=7)
 
 def watch(session: Session, now: datetime) -> None:
     """Look, and tell what is new. The caller commits."""
-    silent = session.scalars(select(WorkerRow).where(WorkerRow.seen_at < now - ALIVE)).all()
+    rows = session.scalars(select(WorkerRow)).all()
+    served = {row.host for row in rows if row.seen_at >= now - ALIVE}
+    # One that was started again on its host goes by another name.
+    silent = [row for row in rows if row.seen_at < now - ALIVE and row.host not in served]
     known = _remembered(session, "watch/workers", {row.name for row in silent})
     for row in silent:
         if row.name not in known:

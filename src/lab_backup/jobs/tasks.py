@@ -22,6 +22,7 @@ from lab_backup.catalog.records import (
     host_answered,
     keep_sample,
     known_backups,
+    removable,
     replace_sources,
     retention_of,
     set_problem,
@@ -333,17 +334,24 @@ def run_prune(job: Job, tools: Tools, progress: JobProgress) -> Done:
     progress.start(None, "deciding what to keep")
     schedule: Schedule = tools.row(Schedule, job.schedule_id, "schedule")
     with tools.sessions() as session:
+        place = schedule.storage_backend_id
         rules = {
-            (kind, identity): retention_of(session, schedule.storage_backend_id, kind, identity)
+            (kind, identity): (retention_of(session, place, kind, identity), removable(session, place, kind, identity))
             for kind, identity in sources_of(session, schedule)
         }
     kept = removed = 0
     with tools.repository(schedule.storage_backend_id) as (storage, repository):
-        for (kind, identity), rule in rules.items():
+        for (kind, identity), (rule, ours) in rules.items():
             if rule is None:
                 continue
             with suppress(NotFoundError):  # the catalog is a copy: the repository may have none of it any more
-                done = prune(repository, make_policy(**rule), zone=schedule.timezone, source=f"{kind}/{identity}")
+                done = prune(
+                    repository,
+                    make_policy(**rule),
+                    zone=schedule.timezone,
+                    source=f"{kind}/{identity}",
+                    removable=ours,
+                )
                 kept, removed = kept + done.kept, removed + done.removed
         listing = _listing(tools, storage.id, repository)
     return Done({"kept": kept, "removed": removed}, record=listing.record)

@@ -9,8 +9,11 @@ import hmac
 import ipaddress
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from threading import Thread
 from urllib.parse import urlsplit
 
 import apprise
@@ -22,6 +25,7 @@ from lab_backup.errors import LabBackupError, UsageError
 from lab_backup.notify import syslog
 
 TIMEOUT = 10.0
+DEADLINE = 30.0  # for all of it
 ALLOWED = (
     "mailto", "mailtos", "ntfy", "ntfys", "gotify", "gotifys", "matrix", "matrixs", "slack", "discord", "tgram", "msteams", "workflows",
     "mmost", "mmosts", "rocket", "rockets", "signal", "signals", "pover", "pushbullet", "pbul", "opsgenie", "pagerduty", "twilio", "zulip",
@@ -62,6 +66,29 @@ def check_address(kind: str, address: str) -> None:
 def send(kind: str, address: str, message: Message, *, secret: str = "", trusted: bool = False) -> None:
     """Send a message. Unless `trusted`, a webhook goes to no address of this machine, its link or the cloud's metadata. Raises NotifyError."""
     check_address(kind, address)
+    _within(DEADLINE, partial(_send, kind, address, message, secret, trusted=trusted))
+
+
+def _within(seconds: float, act: Callable[[], None]) -> None:
+    """Do it, but wait no longer than that: a receiver that answers for ever must hold no worker. Raises NotifyError."""
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001  handed on to who waits
+            failures.append(error)
+
+    thread = Thread(target=run, name="notify", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise NotifyError(f"the receiver did not end its answer within {seconds:.0f} seconds")
+    if failures:
+        raise failures[0]
+
+
+def _send(kind: str, address: str, message: Message, secret: str, *, trusted: bool) -> None:
     if kind == "webhook":
         _post(address, message, secret, trusted=trusted)
         return
@@ -98,12 +125,17 @@ def _log(place: syslog.SyslogAddress, message: Message, *, trusted: bool) -> Non
 def ping(address: str) -> None:
     """Ask for `address`, which an administrator has set, so that its server knows that we live. Raises NotifyError."""
     host = urlsplit(address).hostname
-    try:
-        answer = requests.get(address, timeout=TIMEOUT, allow_redirects=False)
-    except RequestException as error:
-        raise NotifyError(f"the heartbeat's server {host} cannot be reached: {type(error).__name__}") from error
-    if answer.status_code >= 400:
-        raise NotifyError(f"the heartbeat's server {host} answered {answer.status_code}")
+
+    def ask() -> None:
+        try:
+            with requests.get(address, timeout=TIMEOUT, allow_redirects=False, stream=True) as answer:
+                status = answer.status_code
+        except RequestException as error:
+            raise NotifyError(f"the heartbeat's server {host} cannot be reached: {type(error).__name__}") from error
+        if status >= 400:
+            raise NotifyError(f"the heartbeat's server {host} answered {status}")
+
+    _within(DEADLINE, ask)
 
 
 def _post(address: str, message: Message, secret: str, *, trusted: bool) -> None:
@@ -119,11 +151,14 @@ def _post(address: str, message: Message, secret: str, *, trusted: bool) -> None
         "X-Lab-Backup-Signature": f"sha256={signature}",
     }
     try:
-        answer = requests.post(address, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False)
+        with requests.post(
+            address, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False, stream=True
+        ) as answer:
+            status = answer.status_code  # nobody reads what it says besides: it may never end
     except RequestException as error:
         raise NotifyError(f"the webhook at {parts.hostname} cannot be reached: {type(error).__name__}") from error
-    if not 200 <= answer.status_code < 300:
-        raise NotifyError(f"the webhook at {parts.hostname} answered {answer.status_code}")
+    if not 200 <= status < 300:
+        raise NotifyError(f"the webhook at {parts.hostname} answered {status}")
 
 
 def _refuse_inner(host: str, port: int) -> None:
@@ -134,5 +169,7 @@ def _refuse_inner(host: str, port: int) -> None:
         raise NotifyError(f"the name {host} is not known") from error
     for text in found:
         address = ipaddress.ip_address(str(text).partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
         if address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast:
             raise NotifyError(f"{host} is on this machine or its link", hint="an administrator can allow it: `trusted`")

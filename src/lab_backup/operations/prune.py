@@ -1,6 +1,7 @@
 """Retention as users ask for it: mark as deleted what no rule keeps. Collection frees the space after the grace period."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -73,11 +74,12 @@ def prune(
     source: str | None = None,
     dry_run: bool = False,
     now: datetime | None = None,
+    removable: AbstractSet[str] | None = None,
 ) -> PruneResult:
     """Mark as deleted what `policy` does not keep; until the grace period ends, `undelete` takes that back.
 
     Only backups of `source` are looked at if it is given (`NAME`, `KIND/NAME` or a source's id). `now` is the storage's time unless given: a host
-    whose clock is wrong must not remove too much. Raises UsageError, NotFoundError.
+    whose clock is wrong must not remove too much. Of `removable`, if it is given, are the ids of all that may be removed. Raises UsageError, NotFoundError.
     """
     chosen_zone = parse_zone(zone)
     backups = Backups(repository)
@@ -87,6 +89,10 @@ def prune(
         raise NotFoundError(f"there is no backup of {source}", hint="see: lab-backup list")
     moment = now or (repository.clock() if found else datetime.now(UTC))
     decisions = select([_point(backup) for backup in found], policy, now=moment, zone=chosen_zone)
+    if removable is not None:
+        for backup in found:
+            if decisions[backup.id].outcome == "remove" and backup.id not in removable:
+                decisions[backup.id] = Decision("keep", ("not made by a schedule",))
     if not dry_run:
         for backup in found:
             if decisions[backup.id].outcome == "remove":

@@ -107,7 +107,9 @@ class Collector:
         expired = self._expired_backups()
         doomed = [backup for backup in expired if not self._sweeper.is_locked(manifests.path(backup.id))]
         spent = {backup.id for backup in expired} - {backup.id for backup in doomed}
-        spent |= {backup_id for backup_id, state in self._backups.given_up.items() if self._is_over(state)}
+        spent |= {
+            backup_id for backup_id, state in self._backups.given_up.items() if self._is_over(state)
+        } - self._unclear()
         self.result.backups_removed = [backup.id for backup in doomed]
         if not dry_run:
             mended = self._repository.mend_config()
@@ -221,12 +223,15 @@ class Collector:
 
     def _expired_backups(self) -> list[Backup]:
         expired = [backup for backup in self._backups.all() if self._is_over(backup.state)]
-        # A mark that cannot be read may be the one that protects.
-        unclear = {path.split("/")[1] for path in self._backups.damaged if path.startswith(f"{marks.PREFIX}/")}
+        unclear = self._unclear()
         kept = [backup.id for backup in expired if backup.id in unclear]
         if kept:
             self.result.notes.append(f"{len(kept)} deleted backups with damaged marks were kept: {', '.join(kept)}")
         return [backup for backup in expired if backup.id not in unclear]
+
+    def _unclear(self) -> set[str]:
+        """Return the backups with marks that cannot be read: one of them may be the one that protects."""
+        return {path.split("/")[1] for path in self._backups.damaged if path.startswith(f"{marks.PREFIX}/")}
 
     def _is_over(self, state: State) -> bool:
         """Whether a deletion can be taken back no more."""

@@ -179,9 +179,8 @@ class Locks:
                 locked = [path for path, done in zip(part, pool.map(lock, part), strict=True) if done]
                 cache.put_objects({f"{_KNOWN}{path}": _UNTIL.pack(until.timestamp()) for path in locked})
                 count += len(locked)
-        denied = [error for error in self.refused.values() if isinstance(error, StorageAccessError)]
-        if denied and not count:  # it is not about single objects: we may not lock at all
-            raise denied[0]
+        if not count and any(isinstance(error, StorageAccessError) for error in self.refused.values()):
+            storage.lock(PATH, until)  # is it about single objects, or may we not lock at all?
         return count
 
     def _lock(self, path: str, *, until: datetime, removable: bool) -> bool:

@@ -1,9 +1,12 @@
 """Reading one object of a storage that may hold what others planted: what only this object refuses is damage of it."""
 
+from itertools import islice
+
 from lab_backup.repository.config import COPY, PATH
 from lab_backup.repository.errors import DamagedError
 from lab_backup.storage.base import (
     ObjectNotFoundError,
+    StorageAccessError,
     StorageBackend,
     StorageError,
     StorageNotFoundError,
@@ -12,6 +15,7 @@ from lab_backup.storage.base import (
 from lab_backup.units import MiB
 
 _ENOUGH = 64 * 1024
+_NEIGHBOURS = 5
 MOST = 66 * MiB  # no object but a pack is larger, and of a pack only parts are read
 
 
@@ -27,7 +31,7 @@ def read_object(storage: StorageBackend, path: str, offset: int = 0, length: int
     except (ObjectNotFoundError, StorageNotFoundError, TransientStorageError):
         raise
     except StorageError as error:
-        if path in {PATH, COPY} or not _hands_out_others(storage):
+        if path in {PATH, COPY} or not _hands_out_others(storage) or _refuses_all(storage, path, error):
             raise
         raise DamagedError(f"{path} cannot be read, though others can: {error}", hint=error.hint) from error
     if length is None and len(data) == MOST:
@@ -43,3 +47,17 @@ def _hands_out_others(storage: StorageBackend) -> bool:
             continue
         return True
     return False
+
+
+def _refuses_all(storage: StorageBackend, path: str, error: StorageError) -> bool:
+    """Whether access is refused to the others beside this one too: then it is a right that is missing, and nothing is damaged."""
+    if not isinstance(error, StorageAccessError):
+        return False
+    beside = (info.path for info in storage.list(path.rpartition("/")[0]) if info.path != path)
+    for other in (tried := list(islice(beside, _NEIGHBOURS))):
+        try:
+            storage.read(other, 0, 1)
+        except StorageError:
+            continue
+        return False
+    return bool(tried)

@@ -79,7 +79,8 @@ class Surveyor:
                     hint="make sure that it may be read, or bring it back from a copy; else give the backup up: lab-backup delete --now",
                 )
         walk = Walk(self._reader, seen=live.add)
-        for backup in backups:
+        # First those that must be whole: what is passed over of the others counts as seen from then on.
+        for backup in sorted(backups, key=lambda backup: backup.id in spent):
             if backup.id not in ignore:
                 self._walk(walk, backup, strict=backup.id not in spent)
         survey.backups = [backup.id for backup in backups if backup.state.deleted is None]

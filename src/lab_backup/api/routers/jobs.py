@@ -7,13 +7,18 @@ from fastapi import APIRouter, status
 
 from lab_backup.api.access import Audited, CanOperate, CanRead
 from lab_backup.api.context import Db
+from lab_backup.api.problems import ForbiddenError
 from lab_backup.api.schemas.base import InPages, Listed
 from lab_backup.api.schemas.work import JobShown, LineShown
 from lab_backup.catalog.paging import page
 from lab_backup.catalog.queries import cancel_queued, get, jobs, lines_of, request_stop
 from lab_backup.catalog.queue import retry_of
 from lab_backup.catalog.work import ENDED, Job, JobLog
-from lab_backup.errors import BusyError
+from lab_backup.errors import BusyError, UsageError
+from lab_backup.security.roles import Role
+
+ADMINISTRATORS = {"gc", "rebuild-catalog", "replicate", "prune", "housekeeping", "report", "heartbeat"}
+"""Types of jobs that only they begin."""
 
 router = APIRouter(tags=["jobs"])
 
@@ -68,6 +73,11 @@ async def retry_job(job_id: UUID, actor: CanOperate, db: Db, audit: Audited) -> 
     job: Job = await get(db, Job, job_id, "job")
     if job.status not in ENDED:
         raise BusyError(f"the job has not ended: it is {job.status}", hint="wait, or cancel it")
+    powerful = job.type in ADMINISTRATORS or job.details.get("trusted") or job.details.get("directory")
+    if powerful and not actor.role.includes(Role.ADMIN):
+        raise ForbiddenError("only an administrator may begin this", hint="ask one")
+    if job.details.get("overwrite"):
+        raise UsageError("this restore replaces something", hint="begin it anew, where that is confirmed")
     again = retry_of(job, requested_by=actor.user)
     db.add(again)
     await db.flush()

@@ -117,6 +117,12 @@ async def _signed_in(actor: Actor, db: AsyncSession) -> User:
     return user
 
 
+def _in_person(actor: Actor) -> None:
+    """Raise ForbiddenError for an API token: who has stolen one must not make it last."""
+    if actor.session is None:
+        raise ForbiddenError("this is not done with an API token", hint="sign in")
+
+
 @router.get("/me/sessions")
 async def my_sessions(actor: CanRead, db: Db, paging: InPages) -> Listed[SessionShown]:
     """List the own sign-ins that have not ended."""
@@ -135,6 +141,7 @@ async def my_sessions(actor: CanRead, db: Db, paging: InPages) -> Listed[Session
 @router.delete("/me/sessions/{session_id}", status_code=status.HTTP_204_NO_CONTENT)
 async def end_session(session_id: UUID, actor: CanRead, db: Db, audit: Audited) -> None:
     """End one of the own sign-ins."""
+    _in_person(actor)
     kept = await db.get(LoginSession, session_id)
     if kept is None or kept.user_id != actor.user:
         raise NotFoundError(f"there is no session {session_id}")
@@ -180,6 +187,8 @@ async def update_user(user_id: UUID, body: UserUpdate, actor: CanAdminister, db:
     weaker = (body.role is not None and body.role is not Role.ADMIN) or body.enabled is False
     if user.role == Role.ADMIN and weaker and await other_admins(db, user_id) == 0:
         raise UsageError("this is the last administrator", hint="make another one first")
+    if body.password is not None and user_id == actor.user:
+        raise UsageError("one's own password needs the old one", hint="POST /me/password")
     if body.password is not None:
         await _set_password(db, user, body.password.get_secret_value())
     for name in ("email", "role", "enabled"):
@@ -249,6 +258,7 @@ async def list_tokens(actor: CanRead, db: Db, paging: InPages) -> Listed[TokenSh
 @router.post("/tokens", status_code=status.HTTP_201_CREATED)
 async def create_token(body: TokenCreate, actor: CanRead, db: Db, audit: Audited) -> TokenMade:
     """Make an API token. It is shown this once."""
+    _in_person(actor)
     if not actor.role.includes(body.role):
         raise ForbiddenError(
             f"a token cannot be {body.role} where its user is {actor.role}",
@@ -270,6 +280,7 @@ async def create_token(body: TokenCreate, actor: CanRead, db: Db, audit: Audited
 @router.delete("/tokens/{token_id}", status_code=status.HTTP_204_NO_CONTENT)
 async def delete_token(token_id: UUID, actor: CanRead, db: Db, audit: Audited) -> None:
     """Take an own API token back; it is refused from now on."""
+    _in_person(actor)
     row = await db.get(ApiToken, token_id)
     if row is None or row.user_id != actor.user:
         raise NotFoundError(f"there is no token {token_id}")

@@ -6,8 +6,9 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, status
 
-from lab_backup.api.access import Audited, CanOperate, CanRead
+from lab_backup.api.access import Actor, Audited, CanOperate, CanRead
 from lab_backup.api.context import Db
+from lab_backup.api.problems import ForbiddenError
 from lab_backup.api.schemas.base import InPages, Listed
 from lab_backup.api.schemas.work import (
     JobShown,
@@ -28,6 +29,7 @@ from lab_backup.errors import UsageError
 from lab_backup.policy.cron import next_runs, parse_zone
 from lab_backup.policy.retention import Point, Policy, select
 from lab_backup.repository.session import new_backup_id
+from lab_backup.security.roles import Role
 
 router = APIRouter(tags=["schedules"])
 
@@ -54,9 +56,15 @@ async def _check_covered(db: AsyncSession, body: ScheduleCreate) -> None:
         await get(db, KvmHost if body.source_type == "kvm_host" else PodmanHost, body.source_id, "host")
 
 
-async def _check_copy(db: AsyncSession, to: UUID | None, storage: UUID) -> None:
+async def _check_copy(
+    db: AsyncSession, actor: Actor, to: UUID | None, storage: UUID, before: UUID | None = None
+) -> None:
     if to is not None:
         await get(db, Storage, to, "storage")
+    if to is not None and to != before and not actor.role.includes(Role.ADMIN):
+        raise ForbiddenError(
+            "only an administrator may say where backups are copied to", hint="leave it out, or ask one"
+        )
     if to == storage:
         raise UsageError("backups are not copied to the storage that they are in", hint="choose another one")
 
@@ -82,7 +90,7 @@ async def create_schedule(body: ScheduleCreate, actor: CanOperate, db: Db, audit
     await refuse_taken(db, Schedule.name, body.name, "the schedule")
     await _check_covered(db, body)
     await get(db, Storage, body.storage_backend_id, "storage")
-    await _check_copy(db, body.replicate_to, body.storage_backend_id)
+    await _check_copy(db, actor, body.replicate_to, body.storage_backend_id)
     next_runs(body.cron_expression, parse_zone(body.timezone), after=datetime.now(UTC), count=1)
     row = Schedule(
         **body.model_dump(exclude={"retention_config"}),
@@ -112,7 +120,8 @@ async def update_schedule(
         await refuse_taken(db, Schedule.name, body.name, "the schedule", but=schedule_id)
     if body.storage_backend_id is not None:
         await get(db, Storage, body.storage_backend_id, "storage")
-    await _check_copy(db, body.replicate_to or row.replicate_to, body.storage_backend_id or row.storage_backend_id)
+    to, storage = body.replicate_to or row.replicate_to, body.storage_backend_id or row.storage_backend_id
+    await _check_copy(db, actor, to, storage, row.replicate_to)
     next_runs(
         body.cron_expression or row.cron_expression,
         parse_zone(body.timezone or row.timezone),

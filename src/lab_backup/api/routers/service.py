@@ -19,6 +19,7 @@ from lab_backup.catalog.preferences import Preferences, read_preferences, write_
 from lab_backup.catalog.queries import everything, replace_tags
 from lab_backup.catalog.workers import ALIVE, workers
 from lab_backup.errors import NotFoundError
+from lab_backup.security.roles import Role
 
 router = APIRouter(tags=["service"])
 
@@ -49,9 +50,12 @@ async def _keep(db: AsyncSession, preferences: Preferences) -> PreferencesShown:
 
 
 @router.get("/settings")
-async def show_settings(_: CanRead, db: Db) -> PreferencesShown:
-    """Show what is set for the whole service."""
-    return PreferencesShown.model_validate(await _kept(db))
+async def show_settings(actor: CanRead, db: Db) -> PreferencesShown:
+    """Show what is set for the whole service; the heartbeat's address, which may hold a secret, to administrators."""
+    kept = await _kept(db)
+    if not actor.role.includes(Role.ADMIN):
+        kept = msgspec.structs.replace(kept, heartbeat_url=None)
+    return PreferencesShown.model_validate(kept)
 
 
 @router.put("/settings")

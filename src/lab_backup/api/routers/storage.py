@@ -316,10 +316,10 @@ async def add_key(
     storage_id: UUID, body: KeyCreate, actor: CanAdminister, context: InContext, db: Db, audit: Audited
 ) -> KeyShown:
     """Let another passphrase open the repository. No data is rewritten."""
-    row: Storage = await get(db, Storage, storage_id, "storage")
-    secret = resolved(body.passphrase.get_secret_value())
+    row: Storage = await released(db, await get(db, Storage, storage_id, "storage"))
+    given = body.passphrase.get_secret_value()
     made = await in_thread(
-        _with, row, context, lambda repository: repositories.add_key(repository, secret, label=body.label)
+        _with, row, context, lambda repository: repositories.add_key(repository, resolved(given), label=body.label)
     )
     await audit(actor, "added key", "storage", storage_id, key=made.id, label=made.label)
     return KeyShown.model_validate(made)
@@ -330,7 +330,7 @@ async def remove_key(
     storage_id: UUID, key_id: str, actor: CanAdminister, context: InContext, db: Db, audit: Audited
 ) -> None:
     """Take a passphrase away. The last one stays."""
-    row: Storage = await get(db, Storage, storage_id, "storage")
+    row: Storage = await released(db, await get(db, Storage, storage_id, "storage"))
     gone = await in_thread(_with, row, context, lambda repository: repositories.remove_key(repository, key_id))
     await audit(actor, "removed key", "storage", storage_id, key=gone.id, label=gone.label)
 
@@ -346,5 +346,7 @@ async def sheet(storage_id: UUID, actor: CanAdminister, context: InContext, db: 
     row: Storage = await get(db, Storage, storage_id, "storage")
     if row.passphrase is None:
         raise UsageError("the repository is not encrypted, so there is no key to keep")
+    row = await released(db, row)
+    text = await in_thread(_with, row, context, recovery_sheet)
     await audit(actor, "recovery sheet", "storage", storage_id)
-    return Sheet(text=await in_thread(_with, row, context, recovery_sheet))
+    return Sheet(text=text)

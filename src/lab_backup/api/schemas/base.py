@@ -32,7 +32,7 @@ class Listed(BaseModel, Generic[T]):
 class Paging(BaseModel):
     """Which page of a list."""
 
-    cursor: str | None = Field(default=None, max_length=200)
+    cursor: str | None = Field(default=None, max_length=2000)
     limit: int = Field(default=LIMIT, ge=1, le=MOST)
     order: Order = "newest"
 
