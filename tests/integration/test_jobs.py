@@ -356,7 +356,17 @@ def test_silent_workers_and_expiring_tokens_are_told_once(sessions: Sessions) ->
         def at(minutes: float, *heard: str) -> list[str]:
             now = NOW + timedelta(minutes=minutes)
             for name in heard:
-                hear(session, name=name, host=f"host of {name}", version="1", queues=[], slots=1, started_at=NOW, figures={}, now=now)
+                hear(
+                    session,
+                    name=name,
+                    host=f"host of {name}",
+                    version="1",
+                    queues=[],
+                    slots=1,
+                    started_at=NOW,
+                    figures={},
+                    now=now,
+                )
             watch(session, now)
             session.commit()
             rows = list(session.scalars(select(Notification).order_by(Notification.created_at)))
