@@ -92,14 +92,15 @@ class Cluster:
                     sys.stderr.write(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}\n")
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, kind: str, *arguments: str) -> Part:
-        """Start `lab-backup KIND ARGUMENTS`; an API is waited for by `wait_for_apis`."""
+    def start(self, kind: str, *arguments: str, first: str = "") -> Part:
+        """Start `lab-backup KIND ARGUMENTS`, after the Python of `first`; an API is waited for by `wait_for_apis`."""
         words = [kind, *arguments]
         if kind == "api":
             port = free_port()
             words += ["--port", str(port)]
             self.urls.append(f"http://127.0.0.1:{port}/api/v1")
-        part = Part(f"{kind}{sum(part.arguments[0] == kind for part in self.parts)}", words, self._run(kind, words))
+        name = f"{kind}{sum(part.arguments[0] == kind for part in self.parts)}"
+        part = Part(name, words, self._run(name, words, first))
         self.parts.append(part)
         return part
 
@@ -107,7 +108,7 @@ class Cluster:
         """Start once more what was killed."""
         part.process = self._run(part.name, part.arguments)
 
-    def _run(self, name: str, words: list[str]) -> subprocess.Popen[bytes]:
+    def _run(self, name: str, words: list[str], first: str = "") -> subprocess.Popen[bytes]:
         environment = {
             "DATABASE_URL": self.database.url,
             "REDIS_URL": self.valkey.url,
@@ -116,7 +117,7 @@ class Cluster:
         }
         with (self.folder / "log" / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "lab_backup", *words],
+                [sys.executable, "-c", f"{first}\nfrom lab_backup.program import run; run()", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -3,9 +3,10 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -45,6 +46,7 @@ QUIET = {
     "heartbeat",
 }
 STALLED_SECONDS = 3600.0  # no byte moved for so long: something hangs that no time limit of its own ends
+DEAF_SECONDS = 300.0  # so much longer, and it does not hear that it is to stop
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +72,21 @@ class Ending:
     passing: bool = False
 
 
+def _give_up() -> None:
+    """End this process: what hangs in it hears nothing. The lease runs out, and the job is done once more by another one."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What runs jobs in this process."""
+    """What runs jobs in this process. One of which no byte moves for `stalled_seconds` is interrupted, and given up where it does not hear that."""
 
     sessions: Sessions
     redis: Redis
     tools: Tools
+    stalled_seconds: float = STALLED_SECONDS
+    deaf_seconds: float = DEAF_SECONDS
+    give_up: Callable[[], None] = _give_up
 
     def run(self, job_id: UUID) -> str | None:
         """Run the job and return how it ended; None where it was not ours to run."""
@@ -194,6 +204,7 @@ class Worker:
         """Renew the lease until the job is over. Who cannot renew it lets the job stop before others take it for dead."""
         safe = LEASE.total_seconds() / 2  # the rest is for what cannot be stopped at once
         progress.hold(safe)
+        stalled = False
         while not over.wait(BEAT_SECONDS):
             state = progress.state()
             asked = time.monotonic()
@@ -208,9 +219,15 @@ class Worker:
             progress.hold(safe - (time.monotonic() - asked))
             if held.stop:
                 progress.stop(held.stop)
-            if progress.idle_seconds > STALLED_SECONDS:
-                self._line(lease.job, "error", "no byte has moved for an hour")
+            idle = progress.idle_seconds
+            if idle > self.stalled_seconds and not stalled:
+                stalled = True
+                self._line(lease.job, "error", f"no byte has moved for {idle:.0f} seconds: the job is stopped")
                 progress.stop("interrupt")
+            if stalled and idle > self.stalled_seconds + self.deaf_seconds:
+                self._line(lease.job, "error", "the job does not stop: its process is given up")
+                self.give_up()
+                return
             self._publish(lease.job, {"status": "running", "progress": state})
 
     def _line(self, job: UUID, level: str, text: str) -> None:
