@@ -25,6 +25,7 @@ from lab_backup.catalog.migrate import configuration, migrate, newest
 from lab_backup.catalog.news import Notification, NotificationConfig
 from lab_backup.catalog.people import ApiToken, User
 from lab_backup.catalog.places import Container, PodmanHost, Storage
+from lab_backup.catalog.preferences import Preferences, write_preferences
 from lab_backup.catalog.queue import end_abandoned, new_job, take_next
 from lab_backup.catalog.records import known_backups, store_backup
 from lab_backup.catalog.watching import watch
@@ -383,3 +384,21 @@ def test_silent_workers_and_expiring_tokens_are_told_once(sessions: Sessions) ->
         assert at(6, "one") == []
         assert at(4 * 24 * 60, "one") == ["token expiring"]
         assert at(5 * 24 * 60, "one") == []
+
+
+def test_a_job_that_was_sent_before_maintenance_does_not_begin_in_it(sessions: Sessions) -> None:
+    """A worker that gets a job late leaves it: in maintenance of all, and of its host; what only looks at things begins."""
+    with sessions() as session:
+        jobs = {kind: new_job(kind, {"host": "h"}, title="t", lock_key=kind) for kind in ("backup", "usage")}
+        session.add_all(jobs.values())
+        session.commit()
+        assert len(take_next(session, now=NOW, at_once=10)) == 2
+        session.commit()
+        for rest in (Preferences(maintenance=True), Preferences(resting=["h"])):
+            write_preferences(session, rest)
+            session.commit()
+            assert claim(session, jobs["backup"].id, "w") is None
+        assert claim(session, jobs["usage"].id, "w") is not None
+        write_preferences(session, Preferences())
+        session.commit()
+        assert claim(session, jobs["backup"].id, "w") is not None

@@ -9,7 +9,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from lab_backup.catalog.base import Json
-from lab_backup.catalog.limits import Room
+from lab_backup.catalog.limits import ALWAYS, Room
+from lab_backup.catalog.preferences import read_preferences
 from lab_backup.catalog.work import QUEUED, RUNNING, Job, JobLog
 
 LEASE = timedelta(seconds=30)
@@ -25,10 +26,10 @@ class Lease:
 
 
 def claim(session: Session, job_id: UUID, owner: str) -> Lease | None:
-    """Take a queued job; None where somebody else has it or works on the same thing, or its host or storage takes no more at once. Commits."""
+    """Take a queued job; None where somebody else has it or works on the same thing, its host or storage takes no more at once, or is in maintenance. Commits."""
     room = Room.read(session, Job.status == RUNNING, alone=True)
     wanted = session.get(Job, job_id)
-    if wanted is not None and wanted.status == QUEUED and not room.take(wanted):
+    if wanted is not None and wanted.status == QUEUED and (_rests(session, wanted) or not room.take(wanted)):
         _leave(session, job_id)
         return None
     taking = (
@@ -51,6 +52,12 @@ def claim(session: Session, job_id: UUID, owner: str) -> Lease | None:
         _leave(session, job_id)
         return None
     return None if epoch is None else Lease(job_id, epoch, owner)
+
+
+def _rests(session: Session, job: Job) -> bool:
+    """Whether maintenance has begun since the job was sent."""
+    wanted = read_preferences(session)
+    return job.type not in ALWAYS and (wanted.maintenance or str(job.details.get("host", "")) in wanted.resting)
 
 
 def _leave(session: Session, job_id: UUID) -> None:
