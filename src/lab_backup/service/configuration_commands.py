@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
 from lab_backup.cli import printing
@@ -46,6 +45,7 @@ def _session(data_dir: Path | None) -> "Iterator[Session]":
 @program.command("export", epilog=examples("lab-backup config export > lab-backup.yaml"))
 def export(data_dir: DataOption = None, as_json: JsonOption = False) -> ExitCode:
     """Print hosts, storages, schedules, tags and settings of the running service. There are no secrets in it."""
+    import msgspec
     import yaml
 
     from lab_backup.catalog.configuration import export as read
