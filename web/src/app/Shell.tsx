@@ -50,10 +50,10 @@ export function Shell() {
     <Box sx={{ display: "flex", minHeight: "100vh" }}>
       <AppBar position="fixed" color="inherit" elevation={0} sx={{ borderBottom: 1, borderColor: "divider", zIndex: "modal" }}>
         <Toolbar variant="dense" sx={{ gap: 1 }}>
-          <Button sx={{ display: { md: "none" }, minWidth: 0 }} aria-expanded={open} onClick={() => { setOpen(!open); }}>
+          <Button sx={{ display: { md: "none" }, minWidth: 0, flexShrink: 0, ml: -1 }} aria-expanded={open} onClick={() => { setOpen(!open); }}>
             {t.menu}
           </Button>
-          <img src="/icon.svg" alt="" width={26} height={26} />
+          <Box component="img" src="/icon.svg" alt="" sx={{ width: 26, height: 26, display: { xs: "none", sm: "block" } }} />
           <Typography component="span" sx={{ fontWeight: 650, flexGrow: 1, display: { xs: "none", sm: "block" } }}>
             Lab Backup
           </Typography>
@@ -67,7 +67,7 @@ export function Shell() {
             <MenuItem value="dark">{t.dark}</MenuItem>
             <MenuItem value="system">{t.system}</MenuItem>
           </Select>
-          <Button size="small" onClick={() => void signOut()} title={me ? `${me.username} (${me.role})` : ""}>
+          <Button size="small" sx={{ flexShrink: 0, whiteSpace: "nowrap" }} onClick={() => void signOut()} title={me ? `${me.username} (${me.role})` : ""}>
             {t.signOut}
           </Button>
         </Toolbar>
