@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lab_backup.demo.command_line import CommandLine
-from lab_backup.demo.content import copy_files
+from lab_backup.demo.content import copy_files, let_settle
 from lab_backup.demo.errors import DemoError
 from lab_backup.demo.podman_service import IMAGE, PodmanService
 from lab_backup.demo.service_act import has_database, play_service
@@ -110,6 +110,7 @@ def _run(stage: Stage, service: PodmanService) -> None:
     service.run("exec", NAME, "sh", "-c", _ODD)
     os.setxattr(_volume(service) / "odd/old", "user.colour", b"blue")
     service.run("exec", "-d", NAME, "sh", "-c", _WRITER)
+    let_settle()
     stage.say(f"{count} files of this machine, {format_size(size)}, and odd ones")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ _SOURCES = (
     "/usr/lib",
     "/usr/share",
 )
+_SETTLED_SECONDS = 2.5
 _LARGEST = 4 * MiB  # so that there are thousands of files rather than a few libraries
 
 # Owners, modes and kinds of files that only root can make, so the guest makes them itself.
@@ -95,3 +97,11 @@ def _readable_files() -> Iterator[Path]:
                     continue
                 if 0 < path.stat().st_size <= _LARGEST:
                     yield path
+
+
+def let_settle() -> None:
+    """Wait until files just written have an age at which an unchanged change time proves that they are unchanged.
+
+    Younger ones are read once more by the next backup, for the clock of change times ticks too slowly to tell.
+    """
+    time.sleep(_SETTLED_SECONDS)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lab_backup.demo.content import let_settle
 from lab_backup.demo.errors import DemoError
 from lab_backup.demo.podman_service import IMAGE, PodmanService
 from lab_backup.demo.stage import Row, Stage
@@ -129,6 +130,7 @@ def _play(stage: Stage, podman: PodmanService, api: Api, repository: Path) -> No
         podman.run("volume", "create", VOLUME)
         podman.run("run", "-d", "--name", NAME, "-v", f"{VOLUME}:/data", IMAGE, *_IDLE)
         podman.run("exec", NAME, "sh", "-c", "head -c 20000000 /dev/urandom > /data/stock; echo open > /data/state")
+        let_settle()
         storage = api.ask(
             "POST", "storage", {"name": "demo", "url": str(repository), "passphrase": secrets.token_urlsafe()}
         )

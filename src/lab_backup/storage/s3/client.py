@@ -1,10 +1,14 @@
 """Making a boto3 client out of plain values."""
 
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore import exceptions as boto
 from botocore.config import Config
+from botocore.utils import parse_timestamp
 
 from lab_backup.errors import UsageError
 from lab_backup.storage.s3.settings import Connection
@@ -31,7 +35,9 @@ def make_client(connection: Connection, *, connections: int) -> Any:
     )
     credentials = connection.credentials
     try:
-        session = boto3.session.Session(profile_name=connection.profile)
+        quick = botocore.session.Session(profile=connection.profile)
+        quick.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+        session = boto3.session.Session(botocore_session=quick)
         client = session.client(
             "s3",
             endpoint_url=connection.endpoint,
@@ -55,6 +61,19 @@ def make_client(connection: Connection, *, connections: int) -> Any:
     if connection.source_address is not None:
         _bind(client, connection.source_address)
     return client
+
+
+def _timestamp(value: str | float) -> datetime:
+    """Return the time that a server gives, in UTC where it names no zone.
+
+    Listings of many objects are mostly this, for which the library's own way takes far longer.
+    """
+    moment = None
+    if isinstance(value, str):
+        with suppress(ValueError):
+            moment = datetime.fromisoformat(value)
+    moment = moment or parse_timestamp(value)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _bind(client: Any, address: str) -> None:
